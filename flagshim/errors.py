@@ -1,0 +1,25 @@
+"""The one kind of error a person sees: what went wrong, and the way out."""
+
+EXIT_FAILURE = 125
+"""flagshim itself failed, as in env(1), timeout(1) and docker-run(1)."""
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+
+
+class FlagshimError(Exception):
+    """A failure that ends the command with one line on stderr.
+
+    Args:
+        message: the cause, naming the file, option or process concerned.
+        hint: what to do about it; one clause, no full stop.
+        exit_code: the exit status of the command, 125 unless it says otherwise.
+    """
+
+    def __init__(self, message: str, hint: str = "", exit_code: int = EXIT_FAILURE) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
