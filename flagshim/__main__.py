@@ -1,0 +1,5 @@
+"""`python -m flagshim`."""
+
+from flagshim.cli import main
+
+main()

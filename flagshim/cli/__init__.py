@@ -1,0 +1,95 @@
+"""The command line: arguments in, exit status out."""
+
+import importlib
+import os
+import sys
+
+import click
+
+from flagshim import __version__
+from flagshim.errors import EXIT_FAILURE, FlagshimError
+
+_COMMANDS = ("run", "report", "doctor")
+
+
+class _Commands(click.Group):
+    """Imports a command's module when it is asked for: `run` is to start quickly."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order one needs them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by its name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"flagshim.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Run a program whose opens the kernel refuses because of O_NOATIME.
+
+    flagshim starts an unchanged program (QEMU sharing a folder it does not own, say), clears
+    the flag where it would be refused, and writes down every open it touched.
+    """
+
+
+def main() -> None:
+    """Run the command line; the only place that turns an error into an exit status.
+
+    Exit status: 125 if flagshim itself failed; for `run`, CMD's own, 126 if CMD could not be
+    executed, 127 if it was not found.
+    """
+    sys.exit(_main())
+
+
+def _main() -> int:
+    _claim_standard_descriptors()
+    try:
+        result = cli(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.ctx.get_help(), file=sys.stderr)
+        return EXIT_FAILURE
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"; see {context.command_path} --help" if context else ""
+        return _complain(error.format_message().rstrip(".").replace("\n", " ") + hint)
+    except (click.Abort, KeyboardInterrupt):
+        return _complain("interrupted")
+    except FlagshimError as error:
+        return _complain(str(error), error.exit_code)
+    except BrokenPipeError:
+        return _reader_is_gone()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror}; see flagshim doctor")
+    return result if isinstance(result, int) else 0
+
+
+def _complain(text: str, exit_code: int = EXIT_FAILURE) -> int:
+    from flagshim.reports.text import printable
+
+    print(f"flagshim: {printable(text)}", file=sys.stderr)
+    return exit_code
+
+
+def _reader_is_gone() -> int:
+    """Keep Python from complaining at exit about output that nobody reads."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _claim_standard_descriptors() -> None:
+    """Have no file of ours become descriptor 0, 1 or 2 where the caller closed one.
+
+    Close-on-exec, so that CMD finds them closed as it would alone.
+    """
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        if fd > 2:
+            os.close(fd)
+            return

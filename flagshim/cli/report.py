@@ -1,0 +1,147 @@
+"""flagshim report: what a trace says."""
+
+import io
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+
+from flagshim.errors import FlagshimError
+from flagshim.reports import csvfile, jsonfile, table
+from flagshim.reports.view import Selection, View
+from flagshim.trace.location import latest_trace, state_directory
+from flagshim.trace.reader import TraceReader
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_INT64_MAX = 2**63 - 1
+"""SQLite's largest integer, and the year 2262 in nanoseconds."""
+
+
+class Moment(click.ParamType):
+    """A moment in the past, in nanoseconds since the epoch: `15m` ago, or an ISO 8601 time."""
+
+    name = "when"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the moment; a time without a zone is local, a date is its midnight."""
+        text = str(value)
+        try:
+            if ago := re.fullmatch("([0-9]{1,12})([smhd])", text):
+                seconds = int(ago[1]) * _UNITS[ago[2]]
+                moment = time.time_ns() - seconds * 10**9
+            else:
+                since_epoch = datetime.fromisoformat(text).astimezone(UTC) - _EPOCH
+                moment = since_epoch // timedelta(microseconds=1) * 1000
+        except (ValueError, OverflowError, OSError):
+            self.fail(
+                f"{text!r} is neither a length of time back from now (90s, 15m, 2h, 3d) "
+                "nor a date or time (2024-11-21, 2024-11-21T08:30)",
+                param,
+                ctx,
+            )
+        return max(-_INT64_MAX, min(moment, _INT64_MAX))
+
+
+@click.command()
+@click.argument("trace", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--view",
+    type=click.Choice([str(view) for view in View]),
+    default=str(View.SUMMARY),
+    show_default=True,
+    help="Sessions and what was opened most; each open; opens by file; opens by program.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+    help="For people; for programs, with every name exact; for spreadsheets.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, _INT64_MAX),
+    metavar="N",
+    help="Only the newest N sessions or opens, or the N most frequent paths or programs. "
+    f"[default: {table.LIMIT} in a table other than of events, else all]",
+)
+@click.option(
+    "--since",
+    type=Moment(),
+    metavar="WHEN",
+    help="Only opens from then on, and sessions that went on until then: a length of time back "
+    "from now (90s, 15m, 2h, 3d), or a local date or time (2024-11-21, 2024-11-21T08:30).",
+)
+def report(
+    trace: Path | None, view: str, format_: str, limit: int | None, since: int | None
+) -> None:
+    """Show what a trace says; without TRACE, the latest in the state folder.
+
+    A running session can be looked at too. In the columns of events, -O_NOATIME is a flag
+    that was cleared and O_NOATIME one that was left, RESULT is the descriptor or the error,
+    and 2x says that the kernel was asked twice. REFUSED counts opens refused (EPERM, EACCES,
+    EINVAL) although a flag was cleared, FAILED those that failed in any other way.
+
+    \b
+    Example:
+      flagshim run -o boot.db -- qemu-system-x86_64 ...
+      flagshim report boot.db
+      flagshim report boot.db --view paths --limit 50
+      flagshim report boot.db --view events --since 15m --format json
+    """
+    with TraceReader(trace or latest_trace(state_directory())) as reader, _output(format_) as out:
+        selection = Selection(View(view), since, limit)
+        match format_:
+            case "table":
+                table.write(reader, selection, out, _width())
+            case "json":
+                jsonfile.write(reader, selection, out)
+            case "csv":
+                csvfile.write(reader, selection, out)
+
+
+def _width() -> int | None:
+    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else None
+
+
+@contextmanager
+def _output(format_: str) -> Iterator[io.TextIOWrapper]:
+    """Standard output for one format; a reader that goes away ends us as it does coreutils."""
+    if sys.stdout is None:
+        raise FlagshimError("standard output is closed", "redirect it to a file")
+    binary = click.get_binary_stream("stdout")
+    if format_ == "table":
+        encoding = sys.stdout.encoding or "utf-8"
+        out = io.TextIOWrapper(binary, encoding, errors="backslashreplace")
+    else:
+        out = io.TextIOWrapper(binary, "utf-8", newline="")
+    handler = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield out
+        out.flush()
+    except OSError as error:
+        _discard_output()
+        raise FlagshimError(f"the report cannot be written: {error.strerror}") from error
+    finally:
+        signal.signal(signal.SIGPIPE, handler)
+        with suppress(OSError):
+            out.detach()
+
+
+def _discard_output() -> None:
+    """Let go of what is left in the buffers, which Python would fail to write at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

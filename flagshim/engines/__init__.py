@@ -1,0 +1,1 @@
+"""Engines: what holds a call, has its flags changed, and lets it go on."""

@@ -1,0 +1,417 @@
+"""One call with open flags, from its seccomp stop to its syscall-exit stop."""
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from ptrace.binding.linux_struct import user_regs_struct
+
+from flagshim import tracee
+from flagshim.credentials import Credentials, mount_namespace_of, read_credentials
+from flagshim.engines.threads import OpenCall, Process, Thread
+from flagshim.linux import (
+    AT_FDCWD,
+    SyscallEntry,
+    owner_if_cached,
+    ptrace_exit_info,
+    ptrace_poke_user,
+    ptrace_seccomp_info,
+    read_memory,
+)
+from flagshim.openflags import access_mode
+from flagshim.rules import Rule, Verdict, decide, flag_bits, fold_path, noatime_refusal
+from flagshim.seccomp import kind_of
+from flagshim.syscalls import ABI_BY_AUDIT_ARCH, ARGUMENTS, OPEN_HOW_MIN, X32_BIT, Abi, Kind
+from flagshim.trace.events import Decision, OpenEvent, Reason
+
+_ERESTARTSYS, _ERESTART_RESTARTBLOCK = 512, 516  # include/linux/errno.h
+_RED_ZONE = 128
+"""Bytes below the stack pointer that a function may use (System V ABI, x86-64)."""
+_SCRATCH_MAX = 64
+_PAGE = 4096
+_RESOLVE_IN_ROOT = 0x10
+_OWN_PROC = (b"/proc/", b"/dev/fd/", b"/dev/std")
+"""Where a path means something else to each process that uses it."""
+_SUSPENDED_MAX = 17
+
+_OFFSET = {name: getattr(user_regs_struct, name).offset for name, _ in user_regs_struct._fields_}
+_INSTRUCTION_POINTER = _OFFSET["rip"]
+_RESULT = _OFFSET["rax"]
+_NUMBER = _OFFSET["orig_rax"]
+
+
+class Sink(Protocol):
+    """Where an engine puts what it saw."""
+
+    def record(self, event: OpenEvent) -> None:
+        """Take one finished call."""
+
+    def blind_spot(self, kind: str, program: bytes) -> None:
+        """Count something that may have opened files unseen."""
+
+
+class OpenHandler:
+    """Applies rules to the calls of all tracees, and records what came of them."""
+
+    def __init__(self, rules: Sequence[Rule], sink: Sink) -> None:
+        self._rules = rules
+        self._mask = sum(flag_bits(rules))
+        self._sink = sink
+        self._mount_namespace = mount_namespace_of("self")
+        self._processes: dict[int, Process] = {}
+        self._standing = 0
+
+    # --- stops ------------------------------------------------------------------------
+
+    def entered(self, thread: Thread) -> bool:
+        """Handle a seccomp stop. True asks for a stop when the call returns.
+
+        Raises:
+            ProcessLookupError: the thread was killed meanwhile.
+        """
+        info = ptrace_seccomp_info(thread.tid)
+        kind = kind_of(info[11])
+        if kind is None:
+            # A filter of the program's own: without a tracer RET_TRACE is ENOSYS (seccomp(2)).
+            ptrace_poke_user(thread.tid, _NUMBER, -1)
+            ptrace_poke_user(thread.tid, _RESULT, -errno.ENOSYS)
+            return False
+        if kind is Kind.STANDING:
+            # Who everybody is gets looked up anew at their next call: threads share a root.
+            self._standing += 1
+            return False
+        if kind is Kind.IO_URING:
+            self._blind_spot(thread, "io_uring")
+            return False
+        call = thread.suspended.pop(info[2:11], None)
+        if call is None:
+            call = self._first_look(thread, kind, info)
+            if call is None:
+                return False
+        call.tries += 1
+        if call.clear:
+            self._strip(thread.tid, call)
+            call.cleared = call.clear
+        thread.call = call
+        return True
+
+    def exited(self, thread: Thread, call: OpenCall) -> OpenEvent | None:
+        """Handle the syscall-exit stop of `call`; None if it is to be made once more.
+
+        Raises:
+            ProcessLookupError: the thread was killed meanwhile.
+        """
+        result = ptrace_exit_info(thread.tid)
+        self._put_back(thread.tid, call)
+        thread.call = None
+        if -_ERESTART_RESTARTBLOCK <= result <= -_ERESTARTSYS:
+            # The kernel makes the call again, or turns this into EINTR; the next stop tells.
+            self._suspend(thread, call, errno.EINTR)
+            return None
+        if result < 0 and self._clear_after_refusal(call, -result):
+            self._repeat(thread, call)
+            return None
+        if result == -errno.EEXIST and call.refusals and call.flags & os.O_EXCL:
+            # The refused try had created the file (may_open() comes after that): EEXIST is
+            # of our making, the refusal is what the program would have seen.
+            result = -call.refusals[0]
+            ptrace_poke_user(thread.tid, _RESULT, result)
+        return self._finished(thread, call, result)
+
+    def gone(self, thread: Thread) -> None:
+        """Record what a thread that exists no more, or runs another program, left unfinished."""
+        if thread.call is not None:
+            self._sink.record(self._event(thread, thread.call, None, None, None))
+            thread.call = None
+        for call in thread.suspended.values():
+            self._sink.record(self._event(thread, call, None, None, call.last_error))
+        thread.suspended.clear()
+
+    def process_gone(self, pid: int) -> None:
+        """Forget a thread group that ended, or became another program."""
+        self._processes.pop(pid, None)
+
+    # --- first look -------------------------------------------------------------------
+
+    def _first_look(self, thread: Thread, kind: Kind, info: SyscallEntry) -> OpenCall | None:
+        """Decode a call and decide on it; None for one that is none of our business."""
+        tid = thread.tid
+        abi = ABI_BY_AUDIT_ARCH.get(info[1])
+        if abi is None or info[4] & X32_BIT:
+            self._blind_spot(thread, "x32" if abi else "unknown ABI")
+            return None
+        process = self._process(thread)
+        if not process.rules:
+            return None
+        time_ns = time.time_ns()
+        arguments = ARGUMENTS[kind]
+        values = info[5:11]
+        resolve = 0
+        if kind is Kind.OPENAT2:
+            how = self._read_open_how(thread, values)
+            if how is None:
+                return None
+            flags, resolve = how
+        else:
+            flags = values[arguments.flags] & 0xFFFF_FFFF
+        wanted = flags & self._mask
+        if kind is Kind.SETFL:
+            # fs/fcntl.c checks a flag only when it goes from off to on; clearing one that is
+            # on would take it off the description for everybody who shares it.
+            wanted &= ~(tracee.fd_flags(tid, _signed(values[0])) or 0)
+        if not wanted:
+            return None
+
+        path = full = None
+        if arguments.path is not None:
+            path = tracee.read_path(tid, values[arguments.path])
+            if path is not None:
+                full = tracee.absolute_path(tid, _dirfd(kind, values), path)
+        elif kind is Kind.SETFL:
+            full = tracee.fd_path(tid, _signed(values[0]))
+        folded = fold_path(full) if full is not None and full.startswith(b"/") else None
+        verdict = decide(process.rules, wanted, folded)
+
+        call = OpenCall(
+            info[2:11], kind, abi, arguments, values, time_ns, flags, path, verdict,
+            clear=verdict.clear,
+        )  # fmt: skip
+        if verdict.rule:
+            call.rules.append(verdict.rule)
+        self._predict(thread, call, full if path != b"" and not resolve & _RESOLVE_IN_ROOT else None)
+        return call
+
+    def _predict(self, thread: Thread, call: OpenCall, full: bytes | None) -> None:
+        """Clear O_NOATIME at once where its refusal is certain, which saves two stops."""
+        entry = next((e for e in call.verdict.clear_on if noatime_refusal(e[0], e[1])), None)
+        credentials = self._credentials(thread)
+        if entry is None or credentials.cap_fowner:
+            return
+        if call.kind is Kind.SETFL:
+            call.owner = tracee.fd_owner(thread.tid, _signed(call.values[0]))
+        elif (
+            credentials.shares_view
+            and full is not None
+            and full.startswith(b"/")
+            and not full.startswith(_OWN_PROC)
+        ):
+            call.owner = owner_if_cached(full, follow=not call.flags & os.O_NOFOLLOW)
+        if call.owner is not None and credentials.would_be_refused(call.owner):
+            call.clear |= entry[1]
+            call.rules.append(entry[2])
+            call.predicted = True
+
+    def _read_open_how(self, thread: Thread, values: Sequence[int]) -> tuple[int, int] | None:
+        """Return (flags, resolve) of openat2(2); None where the kernel will refuse the struct."""
+        if not OPEN_HOW_MIN <= values[3] <= _PAGE:
+            return None
+        try:
+            how = read_memory(thread.tid, values[2], OPEN_HOW_MIN)
+        except ProcessLookupError:
+            raise
+        except PermissionError:
+            self._blind_spot(thread, "unreadable memory")
+            return None
+        except OSError:
+            return None
+        if len(how) < OPEN_HOW_MIN:
+            return None
+        flags = int.from_bytes(how[:8], "little")
+        if flags & os.O_PATH:  # openat2 refuses any other flag beside O_PATH, and is to
+            return None
+        return flags, int.from_bytes(how[16:24], "little")
+
+    # --- changing a call --------------------------------------------------------------
+
+    def _strip(self, tid: int, call: OpenCall) -> None:
+        position = call.arguments.flags
+        if call.kind is not Kind.OPENAT2:
+            self._poke_argument(tid, call.abi, position, call.values[position] & ~call.clear)
+            return
+        # struct open_how may be shared with other threads, or read-only: lend the kernel a
+        # copy below the stack, where nothing lives, as a signal frame would be laid.
+        address, size = call.values[position], call.values[3]
+        flags = (call.flags & ~call.clear).to_bytes(8, "little")
+        if size <= _SCRATCH_MAX:
+            scratch = (call.key[1] - _RED_ZONE - size) & ~15
+            how = flags + read_memory(tid, address, size)[8:]
+            former = self._former(tid, scratch, size)
+            if former is not None and len(how) == size and tracee.try_write(tid, scratch, how):
+                call.borrowed.append((scratch, former))
+                self._poke_argument(tid, call.abi, position, scratch)
+                return
+        call.borrowed.append((address, call.flags.to_bytes(8, "little")))
+        tracee.force_memory(tid, address, flags)
+
+    @staticmethod
+    def _former(tid: int, address: int, size: int) -> bytes | None:
+        try:
+            former = read_memory(tid, address, size)
+        except ProcessLookupError:
+            raise
+        except OSError:
+            return None
+        return former if len(former) == size else None
+
+    def _put_back(self, tid: int, call: OpenCall) -> None:
+        """Have registers and memory as the program left them; the ABI promises them unchanged."""
+        if not call.cleared:
+            return
+        position = call.arguments.flags
+        self._poke_argument(tid, call.abi, position, call.values[position])
+        for address, former in call.borrowed:
+            tracee.force_memory(tid, address, former)
+        call.borrowed.clear()
+
+    @staticmethod
+    def _poke_argument(tid: int, abi: Abi, position: int, value: int) -> None:
+        ptrace_poke_user(tid, _OFFSET[abi.registers[position]], value)
+
+    @staticmethod
+    def _clear_after_refusal(call: OpenCall, number: int) -> bool:
+        """Move what rules say of this refusal to `clear`; False if they say nothing (more)."""
+        found = False
+        for refusal, bits, rule in call.verdict.clear_on:
+            if refusal == number and not call.clear & bits:
+                call.clear |= bits
+                call.rules.append(rule)
+                found = True
+        if found:
+            call.refusals.append(number)
+        return found
+
+    def _repeat(self, thread: Thread, call: OpenCall) -> None:
+        """Have the thread run its system call instruction again.
+
+        It traps again, with its arguments as they were. A signal handler may run first:
+        `suspended` finds the call again by its key.
+        """
+        instruction, number = call.key[0], call.key[2]
+        ptrace_poke_user(thread.tid, _INSTRUCTION_POINTER, instruction - call.abi.instruction_size)
+        ptrace_poke_user(thread.tid, _RESULT, number)
+        self._suspend(thread, call, call.refusals[-1])
+
+    def _suspend(self, thread: Thread, call: OpenCall, number: int) -> None:
+        call.last_error = errno.errorcode[number]
+        thread.suspended[call.key] = call
+        if len(thread.suspended) > _SUSPENDED_MAX:  # left by longjmp(3) out of handlers
+            oldest = thread.suspended.pop(next(iter(thread.suspended)))
+            self._sink.record(self._event(thread, oldest, None, None, oldest.last_error))
+
+    # --- recording --------------------------------------------------------------------
+
+    def _finished(self, thread: Thread, call: OpenCall, result: int) -> OpenEvent:
+        tid = thread.tid
+        if result < 0:
+            resolved = None
+            if call.path is not None:
+                resolved = tracee.absolute_path(tid, _dirfd(call.kind, call.values), call.path)
+            elif call.kind is Kind.SETFL:
+                resolved = tracee.fd_path(tid, _signed(call.values[0]))
+            name = errno.errorcode.get(-result, str(-result))
+            return self._event(thread, call, resolved, None, name)
+        fd = _signed(call.values[0]) if call.kind is Kind.SETFL else result
+        if call.owner is None:
+            call.owner = tracee.fd_owner(tid, fd)
+        return self._event(thread, call, tracee.fd_path(tid, fd), result, None)
+
+    def _event(
+        self,
+        thread: Thread,
+        call: OpenCall,
+        resolved: bytes | None,
+        result: int | None,
+        error: str | None,
+    ) -> OpenEvent:
+        process = self._process(thread)
+        credentials = thread.credentials
+        if call.cleared:
+            decision = Decision.CLEARED
+            reason = (
+                Reason.REFUSED
+                if call.refusals
+                else Reason.PREDICTED
+                if call.predicted
+                else Reason.ALWAYS
+            )
+        else:
+            decision = Decision.KEPT
+            reason = (
+                Reason.NO_RULE
+                if not call.verdict.matched
+                else Reason.ALLOWED
+                if error is None
+                else Reason.FAILED
+            )
+        return OpenEvent(
+            call.time_ns,
+            thread.tid,
+            process.pid,
+            _text(process.program),
+            call.arguments.syscall,
+            call.abi.name,
+            None if call.path is None else _text(call.path),
+            None if resolved is None else _text(resolved),
+            "-" if call.kind is Kind.SETFL else access_mode(call.flags),
+            _as_stored(call.flags),
+            _as_stored(call.flags & ~call.cleared),
+            decision.value,
+            ",".join(dict.fromkeys(call.rules)) or None,
+            reason.value,
+            call.owner,
+            credentials.fsuid if credentials else None,
+            result,
+            error,
+            call.tries,
+        )
+
+    # --- who ----------------------------------------------------------------------------
+
+    def _credentials(self, thread: Thread) -> Credentials:
+        if thread.credentials is None or thread.standing != self._standing:
+            try:
+                thread.credentials = read_credentials(thread.tid, self._mount_namespace)
+            except OSError:
+                raise ProcessLookupError from None
+            thread.standing = self._standing
+        return thread.credentials
+
+    def _process(self, thread: Thread) -> Process:
+        if thread.process is None:
+            pid = self._credentials(thread).pid
+            process = self._processes.get(pid)
+            if process is None:
+                program = tracee.program_name(thread.tid)
+                rules = [rule for rule in self._rules if rule.matches_program(program)]
+                process = self._processes[pid] = Process(pid, program, rules)
+            thread.process = process
+        return thread.process
+
+    def _blind_spot(self, thread: Thread, kind: str) -> None:
+        self._sink.blind_spot(kind, self._process(thread).program)
+
+
+def _signed(register: int) -> int:
+    """Return a register's lower half as the int a descriptor is."""
+    value = register & 0xFFFF_FFFF
+    return value - (1 << 32) if value >> 31 else value
+
+
+def _dirfd(kind: Kind, values: Sequence[int]) -> int:
+    position = ARGUMENTS[kind].dirfd
+    return AT_FDCWD if position is None else _signed(values[position])
+
+
+def _text(name: bytes) -> str | bytes:
+    """Return text where the bytes are UTF-8, the bytes themselves where not."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name
+
+
+def _as_stored(flags: int) -> int:
+    """Fit the 64 bits of open_how.flags into SQLite's signed integers."""
+    return flags - (1 << 64) if flags >> 63 else flags

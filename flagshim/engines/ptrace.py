@@ -1,0 +1,237 @@
+"""The ptrace engine: seccomp stops the calls of interest, ptrace(2) has them changed.
+
+The loop is: wait for all stops at hand, answer each, sleep when there are none. What a
+call means is opens.py's; here are only the ways a process can start, stop, multiply, become
+another and end.
+"""
+
+import os
+import signal
+from collections.abc import Sequence
+
+from flagshim.engines.launch import Child, User, start
+from flagshim.engines.opens import OpenHandler, Sink
+from flagshim.engines.stops import TERMINAL_STOPS, Stops
+from flagshim.engines.threads import Thread
+from flagshim.linux import (
+    PTRACE_EVENT_EXEC,
+    PTRACE_EVENT_SECCOMP,
+    PTRACE_EVENT_STOP,
+    ptrace_cont,
+    ptrace_event_message,
+    ptrace_listen,
+    ptrace_syscall,
+)
+from flagshim.openflags import bits_of
+from flagshim.rules import MACHINE, Rule, flag_bits
+from flagshim.seccomp import build_filter
+
+_SYSCALL_STOP = signal.SIGTRAP | 0x80  # PTRACE_O_TRACESYSGOOD
+_GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+_RETRY_SECONDS = 0.1
+
+
+class TraceSink(Sink):
+    """A sink that keeps what it is given until it finds time to write."""
+
+    def flush(self) -> bool:
+        """Hand on what is held without waiting; False if something could not be handed on."""
+        raise NotImplementedError
+
+    def flush_if_due(self) -> None:
+        """Hand on what has been held for long enough."""
+        raise NotImplementedError
+
+
+class PtraceEngine:
+    """Runs one command and everything it starts under ptrace."""
+
+    name = "ptrace"
+
+    def __init__(self, rules: Sequence[Rule], sink: TraceSink) -> None:
+        self._sink = sink
+        self._filter = build_filter(flag_bits(rules), bits_of("O_PATH", MACHINE))
+        self._handler = OpenHandler(rules, sink)
+        self._threads: dict[int, Thread] = {}
+        self._child_pid = 0
+        self._child_status = 0
+        self._stop_asked = False
+
+    def run(self, argv: list[bytes], user: User | None, inherited: Sequence[int]) -> int:
+        """Run a command until it and everything it started have ended.
+
+        Args:
+            argv: the command.
+            user: whom to run it as; None for ourselves.
+            inherited: descriptors above 2 that are the command's alone once it is started.
+
+        Returns:
+            The wait status of the command itself, as waitpid(2) gives it.
+
+        Raises:
+            FlagshimError: it could not be started.
+        """
+        stops = Stops()
+        try:
+            child = start(argv, self._filter, user, stops.original_mask, stops.chld_ignored)
+            self._child_pid = child.pid
+            self._threads[child.pid] = Thread(child.pid)
+            child.release()
+            _let_go(inherited)
+            self._loop(stops)
+        finally:
+            stops.close()
+        self._raise_exec_failure(child, argv)
+        return self._child_status
+
+    def _raise_exec_failure(self, child: Child, argv: list[bytes]) -> None:
+        failure = child.exec_failure(os.fsdecode(argv[0]))
+        if failure is not None:
+            raise failure
+
+    # --- the loop ---------------------------------------------------------------------
+
+    def _loop(self, stops: Stops) -> None:
+        while True:
+            try:
+                found = stops.ready()
+            except ChildProcessError:
+                return
+            for tid, status in found:
+                self._dispatch(tid, status)
+            if found:
+                self._sink.flush_if_due()
+                if self._stop_asked:
+                    self._stop_with_tracees()
+                timeout: float | None = 0
+            elif not self._threads and not self._adopt_unheard_of():
+                return
+            else:
+                timeout = None if self._sink.flush() else _RETRY_SECONDS
+            info = stops.sleep(timeout)
+            if info is not None and info.si_signo != signal.SIGCHLD:
+                self._signalled(info)
+
+    def _dispatch(self, tid: int, status: int) -> None:
+        """Answer one stop or end. A thread may be killed at any point of it."""
+        if not os.WIFSTOPPED(status):
+            self._gone(tid, status)
+            return
+        thread = self._threads.get(tid)
+        if thread is None:  # a child's first stop often comes before its parent's event
+            thread = self._threads[tid] = Thread(tid)
+        event = status >> 16
+        stop = os.WSTOPSIG(status)
+        try:
+            if event == PTRACE_EVENT_SECCOMP:
+                if self._handler.entered(thread):
+                    ptrace_syscall(tid)
+                else:
+                    ptrace_cont(tid)
+            elif event == PTRACE_EVENT_STOP and stop in _GROUP_STOPS:
+                thread.stopped = True
+                ptrace_listen(tid)
+            elif event == PTRACE_EVENT_EXEC:
+                self._execed(thread)
+                ptrace_cont(tid)
+            elif event:
+                thread.stopped = False
+                ptrace_cont(tid)
+            elif stop == _SYSCALL_STOP:
+                self._returned(thread)
+            else:
+                ptrace_cont(tid, stop)
+        except ProcessLookupError:
+            pass  # killed: its end will be reported
+
+    def _returned(self, thread: Thread) -> None:
+        event = self._handler.exited(thread, thread.call) if thread.call is not None else None
+        ptrace_cont(thread.tid)
+        if event is not None:
+            self._sink.record(event)
+
+    def _execed(self, thread: Thread) -> None:
+        """Handle exec, which a thread other than the leader comes out of as the leader.
+
+        It then has the leader's ID, and its former one never reports an end (ptrace(2)).
+        """
+        former = self._threads.pop(ptrace_event_message(thread.tid), thread)
+        for gone in (thread, former):
+            self._handler.gone(gone)
+        self._handler.process_gone(thread.tid)
+        self._threads[thread.tid] = Thread(thread.tid)
+
+    def _gone(self, tid: int, status: int) -> None:
+        thread = self._threads.pop(tid, None)
+        if thread is not None:
+            self._handler.gone(thread)
+            self._handler.process_gone(tid)
+        if tid == self._child_pid:
+            self._child_status = status
+
+    def _adopt_unheard_of(self) -> bool:
+        """Find tracees whose parents were killed before they could tell of them.
+
+        Only asked when no tracee is known: what is left may also be children that are not
+        tracees at all.
+        """
+        mark = f"\nTracerPid:\t{os.getpid()}\n"
+        for entry in os.listdir("/proc"):
+            if entry.isdecimal():
+                try:
+                    with open(f"/proc/{entry}/status", errors="replace") as file:
+                        if mark in file.read():
+                            self._threads[int(entry)] = Thread(int(entry))
+                except OSError:
+                    continue
+        return bool(self._threads)
+
+    # --- signals to the supervisor ----------------------------------------------------
+
+    def _signalled(self, info: signal.struct_siginfo) -> None:
+        number = signal.Signals(info.si_signo)
+        if number in TERMINAL_STOPS:
+            self._stop_asked = True
+            self._stop_with_tracees()
+        elif number == signal.SIGCONT:
+            self._stop_asked = False
+        elif not self._reached_command_too(info):
+            try:
+                os.kill(self._child_pid, number)
+            except ProcessLookupError:
+                self._to_survivors(number)
+
+    def _reached_command_too(self, info: signal.struct_siginfo) -> bool:
+        """Tell whether CMD got the signal as well: from the terminal, or sent to our group."""
+        if info.si_code > 0:  # from the kernel, sigaction(2)
+            return True
+        try:
+            return os.getpgid(info.si_pid) == os.getpgid(self._child_pid)
+        except OSError:
+            return False
+
+    def _to_survivors(self, number: signal.Signals) -> None:
+        """Pass a signal to what CMD left running, once CMD itself has ended."""
+        for tid in self._threads:
+            try:
+                os.kill(tid, number)
+            except OSError:
+                continue
+
+    def _stop_with_tracees(self) -> None:
+        """Stop when all tracees have, so that the shell sees its job stopped.
+
+        Not before: a program that handles SIGTSTP needs us until it stops of itself.
+        """
+        if self._threads and all(thread.stopped for thread in self._threads.values()):
+            self._stop_asked = False
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _let_go(inherited: Sequence[int]) -> None:
+    """Close our copies of what was handed to the command; stderr is for our last line."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1):
+        os.dup2(null, fd)
+    for fd in (*inherited, null):
+        os.close(fd)

@@ -1,0 +1,82 @@
+"""Waiting: for tracees that stop or end, and for signals sent to the supervisor."""
+
+import os
+import signal
+import time
+
+from flagshim.linux import WALL
+
+FORWARDED = frozenset(
+    {
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGTERM,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+    }
+)
+"""Signals meant for CMD when somebody sends them to the PID they know, which is ours."""
+
+TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+
+_WAITED = FORWARDED | TERMINAL_STOPS | {signal.SIGCHLD, signal.SIGCONT}
+
+SPIN_SECONDS = 100e-6
+"""How long to poll before sleeping. Waking an idle CPU takes most of the time of a stop."""
+
+_BATCH = 127
+"""Stops taken at once at most, so that the first of them is not kept waiting."""
+
+
+class Stops:
+    """The supervisor's ears. While it exists, the signals above are blocked.
+
+    They are taken with sigtimedwait(2), which tells who sent them, and SIGCHLD is among
+    them: one wait for everything, no handlers, no races.
+    """
+
+    def __init__(self) -> None:
+        self.chld_ignored = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+        if self.chld_ignored:  # else children would vanish before we hear of their end
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
+        # On one CPU nobody else runs while we poll.
+        self._spin = SPIN_SECONDS if len(os.sched_getaffinity(0)) > 1 else 0.0
+
+    def ready(self) -> list[tuple[int, int]]:
+        """Return the (tid, wait status) pairs at hand, after polling for a moment.
+
+        All that are ready are taken before any is resumed: one wait for one resume
+        starves all but the quickest.
+
+        Raises:
+            ChildProcessError: nobody is left to wait for.
+        """
+        waitpid = os.waitpid
+        options = os.WNOHANG | WALL
+        tid, status = waitpid(-1, options)
+        if not tid and self._spin:
+            end = time.perf_counter() + self._spin
+            while not tid and time.perf_counter() < end:
+                tid, status = waitpid(-1, options)
+        found: list[tuple[int, int]] = []
+        while tid:
+            found.append((tid, status))
+            if len(found) == _BATCH:
+                break
+            try:
+                tid, status = waitpid(-1, options)
+            except ChildProcessError:
+                break
+        return found
+
+    def sleep(self, seconds: float | None) -> signal.struct_siginfo | None:
+        """Wait for a signal, SIGCHLD included; None after `seconds` without one."""
+        if seconds is None:
+            return signal.sigwaitinfo(_WAITED)
+        return signal.sigtimedwait(_WAITED, seconds)
+
+    def close(self) -> None:
+        """Unblock what was not blocked before."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.original_mask)

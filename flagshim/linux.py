@@ -1,0 +1,288 @@
+"""What flagshim asks of the kernel and libc that Python does not offer.
+
+The only module that uses ctypes. Every function raises OSError (a subclass by
+errno, so a vanished thread is ProcessLookupError) and imports nothing of the project.
+"""
+
+import ctypes
+import os
+import struct
+from typing import Final
+
+from ptrace import PtraceError
+from ptrace.binding.func import (
+    PTRACE_CONT,
+    PTRACE_GETEVENTMSG,
+    PTRACE_O_TRACECLONE,
+    PTRACE_O_TRACEEXEC,
+    PTRACE_O_TRACEFORK,
+    PTRACE_O_TRACESYSGOOD,
+    PTRACE_O_TRACEVFORK,
+    PTRACE_POKEUSER,
+    PTRACE_SYSCALL,
+)
+from ptrace.binding.func import ptrace as _python_ptrace
+
+# ptrace(2); python-ptrace 0.9 stops before PTRACE_SEIZE (Linux 3.4).
+PTRACE_SEIZE: Final = 0x4206
+PTRACE_LISTEN: Final = 0x4208
+PTRACE_GET_SYSCALL_INFO: Final = 0x420E
+PTRACE_EVENT_FORK: Final = 1
+PTRACE_EVENT_VFORK: Final = 2
+PTRACE_EVENT_CLONE: Final = 3
+PTRACE_EVENT_EXEC: Final = 4
+PTRACE_EVENT_SECCOMP: Final = 7
+PTRACE_EVENT_STOP: Final = 128
+PTRACE_O_TRACESECCOMP: Final = 1 << 7
+PTRACE_O_EXITKILL: Final = 1 << 20
+
+TRACE_OPTIONS: Final[int] = (
+    PTRACE_O_TRACESYSGOOD
+    | PTRACE_O_TRACEFORK
+    | PTRACE_O_TRACEVFORK
+    | PTRACE_O_TRACECLONE
+    | PTRACE_O_TRACEEXEC
+    | PTRACE_O_TRACESECCOMP
+    | PTRACE_O_EXITKILL
+)
+
+WALL: Final = 0x40000000
+"""waitpid(2) __WALL: also for clones whose exit signal is not SIGCHLD."""
+
+AT_FDCWD: Final = -100
+
+_PR_SET_SECCOMP = 22
+_PR_SET_NO_NEW_PRIVS = 38
+_SECCOMP_MODE_FILTER = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _function(name: str, *argtypes: type, restype: type = ctypes.c_long) -> "ctypes._NamedFuncPointer":
+    function = getattr(_libc, name)
+    function.argtypes = argtypes
+    function.restype = restype
+    return function
+
+
+def _failure(what: str = "") -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), what or None)
+
+
+# --- ptrace ---------------------------------------------------------------------------
+
+
+def _ptrace(request: int, tid: int, address: int = 0, data: int = 0) -> None:
+    try:
+        _python_ptrace(request, tid, address, data)
+    except PtraceError as error:
+        raise OSError(error.errno, os.strerror(error.errno)) from None
+
+
+def ptrace_seize(tid: int, options: int) -> None:
+    """Become the tracer of `tid` without stopping it."""
+    _ptrace(PTRACE_SEIZE, tid, 0, options)
+
+
+def ptrace_cont(tid: int, signal: int = 0) -> None:
+    """Let `tid` run to its next event, delivering `signal`."""
+    _ptrace(PTRACE_CONT, tid, 0, signal)
+
+
+def ptrace_syscall(tid: int) -> None:
+    """Let `tid` run to its next event or syscall stop."""
+    _ptrace(PTRACE_SYSCALL, tid, 0, 0)
+
+
+def ptrace_listen(tid: int) -> None:
+    """Leave `tid` in its group-stop, and hear of the end of it."""
+    _ptrace(PTRACE_LISTEN, tid, 0, 0)
+
+
+def ptrace_poke_user(tid: int, offset: int, value: int) -> None:
+    """Write one register of a stopped thread; `offset` in bytes into struct user."""
+    _ptrace(PTRACE_POKEUSER, tid, offset, value & 0xFFFF_FFFF_FFFF_FFFF)
+
+
+_event_message = ctypes.c_ulong()
+_event_message_at = ctypes.addressof(_event_message)
+
+
+def ptrace_event_message(tid: int) -> int:
+    """PTRACE_GETEVENTMSG: a new thread's ID, a former one, or seccomp's return data."""
+    _ptrace(PTRACE_GETEVENTMSG, tid, 0, _event_message_at)
+    return _event_message.value
+
+
+# struct ptrace_syscall_info, linux/ptrace.h (Linux 5.3): op, arch, instruction pointer,
+# stack pointer, then for a seccomp stop nr, args[6], ret_data; for an exit stop rval, is_error.
+_syscall_info = ctypes.create_string_buffer(88)
+_syscall_info_at = ctypes.addressof(_syscall_info)
+_unpack_entry = struct.Struct("=B3xIQQQ6QI").unpack_from
+_unpack_exit = struct.Struct("=B3xIQQqB").unpack_from
+
+SyscallEntry = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
+
+
+def ptrace_seccomp_info(tid: int) -> SyscallEntry:
+    """Describe the call at a seccomp stop: (op, arch, ip, sp, nr, arg0 … arg5, ret_data)."""
+    _ptrace(PTRACE_GET_SYSCALL_INFO, tid, 88, _syscall_info_at)
+    return _unpack_entry(_syscall_info)
+
+
+def ptrace_exit_info(tid: int) -> int:
+    """Return the result of the call at a syscall-exit stop: a value, or minus the errno."""
+    _ptrace(PTRACE_GET_SYSCALL_INFO, tid, 88, _syscall_info_at)
+    return int(_unpack_exit(_syscall_info)[4])
+
+
+# --- another process's memory ---------------------------------------------------------
+
+
+class _IoVec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_MEMORY_CALL = (
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong,
+    ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,
+)  # fmt: skip
+_process_vm_readv = _function("process_vm_readv", *_MEMORY_CALL)
+_process_vm_writev = _function("process_vm_writev", *_MEMORY_CALL)
+_local_buffer = ctypes.create_string_buffer(_PAGE)
+_local = _IoVec(ctypes.addressof(_local_buffer), _PAGE)
+_local_at = ctypes.addressof(_local)
+_remote = (_IoVec * 2)()
+_remote_at = ctypes.addressof(_remote)
+_remote_first, _remote_second = _remote
+
+
+def read_memory(tid: int, address: int, size: int) -> bytes:
+    """Read up to `size` bytes (at most a page), fewer where the next page is not readable.
+
+    Split at the page edge, because a transfer is partial only by whole iovec elements
+    (process_vm_readv(2)).
+    """
+    first = min(size, _PAGE - address % _PAGE)
+    _local.length = size
+    _remote_first.base = address
+    _remote_first.length = first
+    _remote_second.base = address + first
+    _remote_second.length = size - first
+    count = _process_vm_readv(tid, _local_at, 1, _remote_at, 2 if size > first else 1, 0)
+    if count < 0:
+        raise _failure()
+    return _local_buffer[:count]
+
+
+def write_memory(tid: int, address: int, data: bytes) -> None:
+    """Write `data` (at most a page) where the thread itself could write it."""
+    _local_buffer[: len(data)] = data
+    _local.length = _remote_first.length = len(data)
+    _remote_first.base = address
+    count = _process_vm_writev(tid, _local_at, 1, _remote_at, 1, 0)
+    if count != len(data):
+        raise _failure()
+
+
+# --- looking at files without waiting for their filesystem ----------------------------
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_NR_OPENAT2 = 437  # the same on every architecture
+_RESOLVE_CACHED = 0x20
+_O_PATH = os.O_PATH
+_O_CLOEXEC = os.O_CLOEXEC
+_AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_UID = 0x8
+_syscall = _function(
+    "syscall", ctypes.c_long, ctypes.c_long, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_long
+)
+_statx = _function(
+    "statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p
+)
+_how = _OpenHow(0, 0, _RESOLVE_CACHED)
+_how_at = ctypes.addressof(_how)
+_statx_buffer = ctypes.create_string_buffer(256)
+_statx_buffer_at = ctypes.addressof(_statx_buffer)
+_statx_uid = struct.Struct("=I").unpack_from  # stx_uid is at byte 20, linux/stat.h
+
+
+def owner_if_cached(path: bytes, follow: bool) -> int | None:
+    """Return the owner (uid) of `path` if the kernel has it in memory, else None.
+
+    RESOLVE_CACHED (Linux 5.12, openat2(2)) fails where the lookup would have to ask a
+    filesystem. That matters: a FUSE server may be one of the processes that are
+    waiting for us, and then the answer would never come.
+    """
+    _how.flags = _O_PATH | _O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    fd = _syscall(_NR_OPENAT2, AT_FDCWD, path, _how_at, ctypes.sizeof(_OpenHow))
+    if fd < 0:
+        return None
+    try:
+        return owner(fd, b"")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def owner(dirfd: int, path: bytes) -> int:
+    """Return the owner (uid) of a file as its filesystem last told, without asking it again."""
+    flags = _AT_STATX_DONT_SYNC | (0 if path else _AT_EMPTY_PATH)
+    if _statx(dirfd, path, flags, _STATX_UID, _statx_buffer_at) < 0:
+        raise _failure()
+    return int(_statx_uid(_statx_buffer, 20)[0])
+
+
+# --- becoming another program ---------------------------------------------------------
+
+
+class _SockFprog(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+_prctl = _function(
+    "prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,
+    restype=ctypes.c_int,
+)  # fmt: skip
+_execvpe = _function(
+    "execvpe", ctypes.c_char_p, ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_char_p),
+    restype=ctypes.c_int,
+)  # fmt: skip
+
+
+def set_no_new_privs() -> None:
+    """Give up set-user-ID and file capabilities for good: prctl(2), PR_SET_NO_NEW_PRIVS."""
+    if _prctl(_PR_SET_NO_NEW_PRIVS, 1, None, 0, 0) != 0:
+        raise _failure()
+
+
+def install_seccomp_filter(program: bytes) -> None:
+    """Install a classic BPF program for this thread and all that come of it.
+
+    Raises:
+        PermissionError: without CAP_SYS_ADMIN it takes no_new_privs (seccomp(2), EACCES).
+    """
+    code = ctypes.create_string_buffer(program, len(program))
+    prog = _SockFprog(len(program) // 8, ctypes.addressof(code))
+    if _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(prog), 0, 0) != 0:
+        raise _failure()
+
+
+def execvpe(argv: list[bytes], environment: list[bytes]) -> None:
+    """Become `argv`, found through PATH as execvp(3) finds it; returns only by raising.
+
+    `environment` goes through byte for byte, entries without "=" and doubles included,
+    which os.execve() cannot do.
+    """
+    arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
+    strings = (ctypes.c_char_p * (len(environment) + 1))(*environment, None)
+    _execvpe(argv[0], arguments, strings)
+    raise _failure()

@@ -1,0 +1,199 @@
+"""A trace for people: aligned columns, every name made printable."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TextIO
+
+from tabulate import tabulate
+
+from flagshim.reports import flags
+from flagshim.reports.text import (
+    command_line,
+    duration,
+    exit_status,
+    local_clock,
+    local_date,
+    local_second,
+    printable,
+    shorten,
+)
+from flagshim.reports.view import TOP, Selection, View
+from flagshim.trace.events import OpenEvent
+from flagshim.trace.reader import (
+    NO_EVENTS,
+    BlindSpot,
+    NamedTally,
+    Session,
+    Tally,
+    TracedEvent,
+    TraceReader,
+)
+
+LIMIT = 20
+"""Sessions, paths and programs shown if nobody says how many."""
+_NARROWEST = 12
+"""Columns a name gets on a terminal however narrow that is."""
+
+
+def write(reader: TraceReader, selection: Selection, out: TextIO, width: int | None) -> None:
+    """Write a view of a trace.
+
+    Args:
+        width: columns of the terminal; None: `out` is none, nothing is shortened.
+
+    Raises:
+        FlagshimError: the trace is damaged.
+    """
+    match selection.view:
+        case View.SUMMARY:
+            _summary(reader, selection, out, width)
+        case View.EVENTS:
+            _events(reader.events(selection.since_ns, selection.limit), out, width)
+        case View.PATHS:
+            tallies = reader.by_path(selection.since_ns)
+            _tallies("path", tallies, selection.limit or LIMIT, out, width)
+        case View.PROGRAMS:
+            tallies = reader.by_program(selection.since_ns)
+            _tallies("program", tallies, selection.limit or LIMIT, out, width)
+
+
+def _summary(reader: TraceReader, selection: Selection, out: TextIO, width: int | None) -> None:
+    sessions = reader.sessions(selection.since_ns)
+    limit = selection.limit or LIMIT
+    if not sessions:
+        out.write("No session.\n")
+    elif len(sessions) > limit:
+        out.write(f"{len(sessions) - limit} earlier sessions; --limit N shows more.\n\n")
+    tallies, blind_spots = reader.by_session(), reader.blind_spots()
+    for session in sessions[-limit:]:
+        tally = tallies.get(session.id, NO_EVENTS)
+        out.write(_session(session, tally, blind_spots.get(session.id, []), width) + "\n")
+    since = selection.since_ns
+    span = "" if since is None else f" since {local_second(since)}"
+    for title, top in (
+        ("Paths", reader.by_path(since, TOP)),
+        ("Programs", reader.by_program(since, TOP)),
+    ):
+        rows = list(top)
+        if rows:
+            out.write(f"\n{title} opened most{span}\n{_tally_table(rows, title[:-1], width)}\n")
+
+
+def _session(
+    session: Session, tally: Tally, blind_spots: Sequence[BlindSpot], width: int | None
+) -> str:
+    lines = [f"Session {session.id}, {local_second(session.started_ns)}"]
+    label = 10
+    room = None if width is None else max(width - label, _NARROWEST)
+    for title, text in _session_lines(session, tally, blind_spots):
+        lines.append(f"  {title:<{label - 2}}{shorten(text, room)}")
+    return "\n".join(lines)
+
+
+def _session_lines(
+    session: Session, tally: Tally, blind_spots: Sequence[BlindSpot]
+) -> Iterator[tuple[str, str]]:
+    yield "command", command_line(session.command)
+    if session.ended_ns is None:
+        yield "exit", "still running, or its supervisor was killed"
+    else:
+        took = duration(session.ended_ns - session.started_ns)
+        yield "exit", f"{exit_status(session.exit_status)}, after {took}"
+    # A session that did not end may not have said yet how many it looked at.
+    seen = max(session.seen, tally.opens + session.lost)
+    yield "opens", f"{seen} seen: {tally.cleared} cleared, {tally.kept} kept, {session.lost} lost"
+    yield "", f"{tally.still_refused} still refused after clearing, {tally.failed} failed otherwise"
+    if missing := seen - session.lost - tally.opens:
+        yield "", f"{missing} not written to the trace" + (
+            " (yet)" if session.ended_ns is None else ""
+        )
+    for number, spot in enumerate(blind_spots):
+        what = f"{printable(spot.kind)}: {printable(spot.program)}, {spot.count} times"
+        yield "" if number else "unseen", what
+
+
+def _events(events: Iterator[TracedEvent], out: TextIO, width: int | None) -> None:
+    # Not by tabulate, which wants all rows before it shows the first.
+    program_width = 18 if width is None or width >= 100 else 10
+    fixed = _event_line("", "", "", "", "", "", "", "", program_width)
+    room: tuple[int | None, ...] = (None,) * 5
+    if width is not None:
+        room = (program_width, 7, 10, 6, max(width - len(fixed), _NARROWEST))
+    header = ("TIME", "PID", "PROGRAM", "SYSCALL", "FLAGS", "RESULT", "", "PATH")
+    date = None
+    for _, machine, event in events:
+        if date is None:
+            out.write(_event_line(*header, program_width) + "\n")
+        if date != (date := local_date(event.time_ns)):
+            out.write(f"{date}\n")
+        program, syscall, change, result, path = map(shorten, _event_texts(event, machine), room)
+        tries = f"{event.tries}x" if event.tries > 1 else ""
+        line = _event_line(
+            local_clock(event.time_ns), str(event.pid), program, syscall, change, result, tries,
+            path, program_width,
+        )  # fmt: skip
+        out.write(line + "\n")
+    if date is None:
+        out.write("No open.\n")
+
+
+def _event_line(
+    time: str, pid: str, program: str, syscall: str, change: str, result: str, tries: str,
+    path: str, program_width: int,
+) -> str:  # fmt: skip
+    return (
+        f"{time:<12} {pid:>7} {program:<{program_width}} {syscall:<7} {change:<10} "
+        f"{result:<6} {tries:<2} {path}"
+    )
+
+
+def _event_texts(event: OpenEvent, machine: str) -> tuple[str, str, str, str, str]:
+    return (
+        printable(event.program),
+        printable(event.syscall),
+        flags.change(event.flags_before, event.flags_after, machine),
+        _result(event),
+        printable(event.path if event.resolved is None else event.resolved),
+    )
+
+
+def _result(event: OpenEvent) -> str:
+    if event.errno is not None:
+        return printable(event.errno)
+    return "?" if event.fd is None else str(event.fd)
+
+
+def _tallies(
+    title: str, tallies: Iterator[NamedTally], limit: int, out: TextIO, width: int | None
+) -> None:
+    rows = list(islice(tallies, limit))
+    if not rows:
+        out.write("No open.\n")
+        return
+    out.write(_tally_table(rows, title, width) + "\n")
+    if more := sum(1 for _ in tallies):
+        out.write(f"{more} more; --limit N shows more.\n")
+
+
+def _tally_table(rows: Sequence[NamedTally], title: str, width: int | None) -> str:
+    headers = ["OPENS", "CLEARED", "REFUSED", "KEPT", "FAILED"]
+    cells = [
+        [str(number) for number in (t.opens, t.cleared, t.still_refused, t.kept, t.failed)]
+        for _, t in rows
+    ]
+    room = None
+    if width is not None:
+        gap = 2
+        taken = sum(gap + max(map(len, column)) for column in zip(headers, *cells, strict=True))
+        room = max(width - taken, _NARROWEST)
+    table = [
+        [*numbers, shorten(printable(row.name), room)]
+        for numbers, row in zip(cells, rows, strict=True)
+    ]
+    return tabulate(
+        table,
+        [*headers, title.upper()],
+        tablefmt="plain",
+        disable_numparse=True,  # a file may be called 007 or 1e5
+        colalign=("right",) * len(headers) + ("left",),
+    )

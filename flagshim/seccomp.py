@@ -1,0 +1,66 @@
+"""The filter that lets only interesting calls stop.
+
+Built by libseccomp, so that numbers, register widths and foreign ABIs are its business.
+Everything that is not about a rule's flags is allowed without looking at arguments, which
+lets the kernel answer from its per-syscall bitmap (commit f9d480b6ffbe, Linux 5.11).
+"""
+
+import fcntl
+import tempfile
+from collections.abc import Iterable
+
+import pyseccomp
+
+from flagshim.syscalls import ARGUMENTS, STANDING_CALLS, Kind
+
+COOKIE = 0xF1A0
+"""High bits of the return data of a stop of ours, to tell it from the program's own."""
+KIND_MASK = 0x000F
+
+
+def build_filter(flag_bits: Iterable[int], o_path: int) -> bytes:
+    """Return the classic BPF program that traces opens carrying any of `flag_bits`.
+
+    Args:
+        flag_bits: single bits, on this machine's architecture.
+        o_path: the bit of O_PATH. An O_PATH open never stops: openat(2) ignores every
+            flag we could clear, and openat2(2) refuses them with EINVAL, as it should.
+    """
+    program = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    # An ABI without a table here runs as it would alone.
+    program.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.ALLOW)
+    if program.exist_arch(pyseccomp.Arch.X86_64):
+        program.add_arch(pyseccomp.Arch.X86)
+        program.add_arch(pyseccomp.Arch.X32)
+
+    for kind in (Kind.OPEN, Kind.OPENAT, Kind.OPEN_BY_HANDLE_AT):
+        call = ARGUMENTS[kind]
+        for bit in flag_bits:
+            flag_set = pyseccomp.Arg(call.flags, pyseccomp.MASKED_EQ, bit | o_path, bit)
+            program.add_rule(_trace(kind), call.syscall, flag_set)
+    for bit in flag_bits:
+        command = pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFF_FFFF, fcntl.F_SETFL)
+        flag_set = pyseccomp.Arg(2, pyseccomp.MASKED_EQ, bit, bit)
+        for name in ("fcntl", "fcntl64"):
+            program.add_rule(_trace(Kind.SETFL), name, command, flag_set)
+    # Its flags are in memory, where a filter cannot look.
+    program.add_rule(_trace(Kind.OPENAT2), "openat2")
+    program.add_rule(_trace(Kind.IO_URING), "io_uring_setup")
+    for name in STANDING_CALLS:
+        program.add_rule(_trace(Kind.STANDING), name)
+
+    with tempfile.TemporaryFile() as file:
+        program.export_bpf(file)
+        file.seek(0)
+        return file.read()
+
+
+def _trace(kind: Kind) -> int:
+    return int(pyseccomp.TRACE(COOKIE | kind))
+
+
+def kind_of(return_data: int) -> Kind | None:
+    """Return what a seccomp stop is about, or None if another filter asked for it."""
+    if return_data & ~KIND_MASK != COOKIE:
+        return None
+    return Kind(return_data & KIND_MASK)

@@ -1,0 +1,72 @@
+"""The system calls that carry open flags, and the registers they carry them in.
+
+Argument positions are the same in every ABI; numbers and registers are not. Numbers
+are left to libseccomp, which builds the filter from these names.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Kind(IntEnum):
+    """What a stop is about. The value travels in seccomp's return data."""
+
+    OPEN = 1
+    OPENAT = 2
+    OPENAT2 = 3
+    OPEN_BY_HANDLE_AT = 4
+    SETFL = 5
+    """fcntl(2) F_SETFL, which sets O_NOATIME and O_DIRECT on an open descriptor."""
+    STANDING = 6
+    """A call that changes who the thread is, or what its paths mean."""
+    IO_URING = 7
+    """A ring whose opens no system call shows."""
+
+
+class Arguments(NamedTuple):
+    """Where a call keeps what we look at: argument positions from 0, None where absent."""
+
+    syscall: str
+    dirfd: int | None
+    path: int | None
+    flags: int
+    """Of the flags themselves; for openat2 of the address of its struct open_how."""
+
+
+ARGUMENTS = {
+    Kind.OPEN: Arguments("open", None, 0, 1),
+    Kind.OPENAT: Arguments("openat", 0, 1, 2),
+    Kind.OPENAT2: Arguments("openat2", 0, 1, 2),
+    Kind.OPEN_BY_HANDLE_AT: Arguments("open_by_handle_at", None, None, 2),
+    Kind.SETFL: Arguments("fcntl", 0, None, 2),
+}
+
+STANDING_CALLS = (
+    "setuid", "setuid32", "setreuid", "setreuid32", "setresuid", "setresuid32",
+    "setfsuid", "setfsuid32", "capset", "setns", "unshare", "chroot", "pivot_root",
+)  # fmt: skip
+"""Calls after which credentials(7), the root or the mount namespace may be others."""
+
+OPEN_HOW_MIN = 24
+"""Size of the first struct open_how, openat2(2), in bytes."""
+
+
+class Abi(NamedTuple):
+    """One way into the kernel: who calls, and in which registers."""
+
+    name: str
+    registers: tuple[str, str, str, str, str, str]
+    """Argument registers, named as in the tracer's own struct user_regs_struct."""
+    instruction_size: int
+    """Bytes to go back to run the system call instruction again."""
+
+
+X86_64 = Abi("x86_64", ("rdi", "rsi", "rdx", "r10", "r8", "r9"), 2)
+I386 = Abi("i386", ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp"), 2)
+AARCH64 = Abi("aarch64", ("r0", "r1", "r2", "r3", "r4", "r5"), 4)
+
+ABI_BY_AUDIT_ARCH = {0xC000003E: X86_64, 0x40000003: I386, 0xC00000B7: AARCH64}
+"""AUDIT_ARCH_* of include/uapi/linux/audit.h, as PTRACE_GET_SYSCALL_INFO reports it."""
+
+X32_BIT = 0x40000000
+"""Set in the number of an x32 call, arch/x86/include/uapi/asm/unistd.h."""

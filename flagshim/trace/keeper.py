@@ -1,0 +1,154 @@
+"""The process that writes the trace: reads batches from a pipe, puts them into SQLite.
+
+It outlives a killed supervisor just long enough to write what it was given.
+"""
+
+import contextlib
+import marshal
+import os
+import select
+import signal
+import sqlite3
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from flagshim.trace.store import BlindSpot, TraceFile
+
+HEADER = struct.Struct("=I")
+"""Length of the marshalled message that follows."""
+
+_READ_SIZE = 1 << 20
+_RETRY_SECONDS = 0.1
+_LAST_TRIES_SECONDS = 5.0
+"""How long CMD's end is held back for a trace that cannot be written."""
+_HELD_MAX = 100_003
+_NICE = 10
+
+_IGNORED = (
+    signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
+    signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+)  # fmt: skip
+
+
+def keep(path: str, session_id: int, pipe: int, reply: int) -> NoReturn:
+    """Be the keeper, in a process of its own, until the pipe ends."""
+    status = 1
+    with contextlib.suppress(BaseException):
+        for number in _IGNORED:  # meant for CMD; our end is the pipe's
+            signal.signal(number, signal.SIG_IGN)
+        os.nice(_NICE)  # writing can wait, opens cannot
+        _close_all_but(pipe, reply)
+        keeper = _Keeper(path, session_id)
+        keeper.run(pipe)
+        os.write(reply, marshal.dumps((keeper.lost, keeper.trouble)))
+        status = 0
+    os._exit(status)
+
+
+def _close_all_but(*kept: int) -> None:
+    """Hold nothing that was handed to CMD; stderr is for our own troubles."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1):
+        os.dup2(null, fd)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in kept:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
+class _Keeper:
+    def __init__(self, path: str, session_id: int) -> None:
+        self.lost = 0
+        self.trouble = ""
+        self._path = path
+        self._session_id = session_id
+        self._trace = TraceFile(Path(path))
+        self._events: list[tuple[object, ...]] = []
+        self._seen = 0
+        self._lost_before = 0
+        self._blind_spots: list[BlindSpot] = []
+        self._dirty = False
+        self._ended = False
+        self._exit_status: int | None = None
+
+    def run(self, pipe: int) -> None:
+        """Take messages until the supervisor is done or gone."""
+        data = b""
+        open_ = True
+        while open_:
+            ready, _, _ = select.select([pipe], [], [], _RETRY_SECONDS if self._dirty else None)
+            if ready:
+                chunk = os.read(pipe, _READ_SIZE)
+                open_ = bool(chunk)
+                data = self._take(data + chunk)
+            self._write()
+        self._finish()
+
+    def _take(self, data: bytes) -> bytes:
+        """Take every whole message off `data`; return the rest."""
+        start = 0
+        while len(data) - start >= HEADER.size:
+            (length,) = HEADER.unpack_from(data, start)
+            end = start + HEADER.size + length
+            if len(data) < end:
+                break
+            self._receive(marshal.loads(data[start + HEADER.size : end]))
+            start = end
+        return data[start:]
+
+    def _receive(self, message: tuple[object, ...]) -> None:
+        match message:
+            case ("events", list(events), int(seen), int(lost), list(spots)):
+                room = max(0, _HELD_MAX - len(self._events))
+                self.lost += len(events) - len(events[:room])
+                self._events += events[:room]
+                self._seen, self._lost_before, self._blind_spots = seen, lost, spots
+                self._dirty = True
+            case ("end", exit_status):
+                self._ended = True
+                self._exit_status = exit_status if isinstance(exit_status, int) else None
+
+    def _write(self) -> None:
+        if not self._dirty:
+            return
+        try:
+            lost = self.lost + self._lost_before
+            self._trace.append(
+                self._session_id, self._events, self._seen, lost, self._blind_spots
+            )
+        except sqlite3.Error as error:
+            if not self.trouble:
+                self.trouble = str(error)
+                text = f"flagshim: trace {self._path}: {error}; CMD goes on, events are held back"
+                with contextlib.suppress(OSError):
+                    print(text, file=sys.stderr, flush=True)
+            return
+        self.trouble = self.trouble if lost else ""
+        self._events.clear()
+        self._dirty = False
+
+    def _finish(self) -> None:
+        deadline = time.monotonic() + _LAST_TRIES_SECONDS
+        while True:
+            self._write()
+            if not self._dirty:
+                with contextlib.suppress(sqlite3.Error):
+                    self._end_session()
+                    break
+            if time.monotonic() > deadline:
+                self.lost += len(self._events)
+                break
+            time.sleep(_RETRY_SECONDS)
+        self.lost += self._lost_before
+        self._trace.close()
+
+    def _end_session(self) -> None:
+        if not self._ended:  # the supervisor was killed: `ended_ns` stays NULL
+            return
+        if self._exit_status is None:
+            self._trace.remove_session(self._session_id)
+        else:
+            self._trace.end_session(self._session_id, self._exit_status)

@@ -1,0 +1,411 @@
+"""Reading a trace: its sessions, its events, and sums over them made by SQLite."""
+
+import json
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import NoneType, TracebackType
+from typing import Any, NamedTuple, NoReturn, Self
+from urllib.parse import quote
+
+from flagshim.errors import FlagshimError
+from flagshim.trace import schema
+from flagshim.trace.events import OpenEvent
+
+Name = str | bytes | None
+"""What a program called something: str where it is UTF-8, bytes where not, None if unknown."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """One command that was supervised; a row of the table `session`."""
+
+    id: int
+    started_ns: int
+    """Nanoseconds since the epoch, as all times here."""
+    ended_ns: int | None
+    """None while it runs, or if its supervisor was killed."""
+    flagshim: str
+    engine: str
+    host: str
+    kernel: str
+    machine: str
+    uid: int
+    cwd: str | bytes
+    command: tuple[str | bytes, ...]
+    rules: list[Any]
+    exit_status: int | None
+    """Of the command; negative: minus the signal that ended it; None if nobody knows."""
+    seen: int
+    """Calls looked at, including the lost ones; behind by some while the session runs."""
+    lost: int
+    """Calls looked at that are not among the events."""
+
+
+class BlindSpot(NamedTuple):
+    """A way in which `program` may have opened files unseen, `count` times."""
+
+    kind: str
+    program: str | bytes
+    count: int
+
+
+class TracedEvent(NamedTuple):
+    """An event, the session it belongs to, and the architecture its open flags are of."""
+
+    session_id: int
+    machine: str
+    event: OpenEvent
+
+
+class Tally(NamedTuple):
+    """Events that have something in common, counted."""
+
+    opens: int
+    """All of them; `cleared` plus `kept`."""
+    cleared: int
+    still_refused: int
+    """Of the cleared ones: those that failed with EPERM, EACCES or EINVAL even so."""
+    kept: int
+    failed: int
+    """Calls that failed in any other way, whether cleared or kept."""
+    first_ns: int
+    last_ns: int
+
+
+NO_EVENTS = Tally(0, 0, 0, 0, 0, 0, 0)
+
+
+class NamedTally(NamedTuple):
+    """The events of one file or of one program, counted."""
+
+    name: Name
+    tally: Tally
+
+
+_STILL_REFUSED = (
+    "(decision = 'cleared' AND errno IS NOT NULL AND errno IN ('EPERM', 'EACCES', 'EINVAL'))"
+)
+_TALLY = f"""
+    count(*) AS opens,
+    sum(decision = 'cleared'),
+    sum{_STILL_REFUSED},
+    sum(decision = 'kept'),
+    sum(errno IS NOT NULL AND NOT {_STILL_REFUSED}),
+    min(time_ns),
+    max(time_ns)"""
+_SINCE = "(?1 IS NULL OR time_ns >= ?1)"
+_EVENT_COLUMNS = ", ".join(("event.id", "session_id", *OpenEvent._fields))
+
+_INT, _TEXT, _NAME = (int,), (str,), (str, bytes)
+_INT_OR_NONE, _TEXT_OR_NONE, _NAME_OR_NONE = (int, NoneType), (str, NoneType), (str, bytes, NoneType)
+_Kinds = tuple[tuple[type, ...], ...]
+_SESSION_KINDS: _Kinds = (
+    _INT, _INT, _INT_OR_NONE, _TEXT, _TEXT, _TEXT, _TEXT, _TEXT, _INT, _NAME, _TEXT, _TEXT,
+    _INT_OR_NONE, _INT, _INT,
+)  # fmt: skip
+_EVENT_KINDS: _Kinds = (
+    _INT, _INT, _INT, _INT, _INT, _NAME, _TEXT, _TEXT, _NAME_OR_NONE, _NAME_OR_NONE, _TEXT,
+    _INT, _INT, _TEXT, _TEXT_OR_NONE, _TEXT, _INT_OR_NONE, _INT_OR_NONE, _INT_OR_NONE,
+    _TEXT_OR_NONE, _INT,
+)  # fmt: skip
+_TALLY_KINDS: _Kinds = (_INT,) * len(Tally._fields)
+
+
+class TraceReader:
+    """A trace opened for reading, as it was at one moment: a context manager.
+
+    Nothing is written, neither to the trace nor beside it. A supervisor may go on
+    writing meanwhile; what it writes after the reader was opened is not seen.
+
+    Args:
+        path: the trace.
+
+    Raises:
+        FlagshimError: the file is not a trace that can be read. Every method raises
+            it too, also in the middle of an iteration: damage shows where it is.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._file = os.path.realpath(self.path)
+        self._status = _regular_file(self.path)
+        self._immutable = _is_at_rest(self._file)
+        try:
+            self._connection = _connect(self._file, self._immutable)
+        except sqlite3.DatabaseError as error:
+            self._refuse(error)
+        try:
+            self._begin()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; iterations begun before cannot go on."""
+        self._connection.close()
+
+    def sessions(self, since_ns: int | None = None, limit: int | None = None) -> list[Session]:
+        """The newest `limit` sessions (None: all) in the order they were started.
+
+        Args:
+            since_ns: leave out those that ended before, in nanoseconds since the epoch.
+            limit: at least 1.
+        """
+        query = """
+            SELECT id, started_ns, ended_ns, flagshim, engine, host, kernel, machine, uid, cwd,
+                   command, rules, exit_status, seen, lost
+            FROM session WHERE ?1 IS NULL OR ended_ns IS NULL OR ended_ns >= ?1
+            ORDER BY started_ns DESC, id DESC LIMIT ?2"""
+        rows = self._rows(query, _SESSION_KINDS, since_ns, _limit(limit))
+        return [self._session(row) for row in rows][::-1]
+
+    def blind_spots(self) -> dict[int, list[BlindSpot]]:
+        """What may have opened files unseen, by session ID; the most frequent first."""
+        query = """
+            SELECT session_id, kind, program, count FROM blind_spot
+            ORDER BY session_id, count DESC, kind, program"""
+        spots: dict[int, list[BlindSpot]] = {}
+        for session_id, *spot in self._rows(query, (_INT, _TEXT, _NAME, _INT)):
+            spots.setdefault(session_id, []).append(BlindSpot(*spot))
+        return spots
+
+    def events(
+        self, since_ns: int | None = None, limit: int | None = None
+    ) -> Iterator[TracedEvent]:
+        """The newest `limit` events (None: all) in the order of time, one after another.
+
+        Args:
+            since_ns: leave out what was seen before, in nanoseconds since the epoch.
+            limit: at least 1.
+        """
+        machines = {session.id: session.machine for session in self.sessions()}
+        query = f"SELECT {_EVENT_COLUMNS} FROM event WHERE {_SINCE}"
+        if limit is None:
+            query += " ORDER BY time_ns, id LIMIT ?2"
+        else:
+            query += " ORDER BY time_ns DESC, id DESC LIMIT ?2"
+            query = f"SELECT * FROM ({query}) ORDER BY time_ns, id"
+        for row in self._rows(query, _EVENT_KINDS, since_ns, _limit(limit)):
+            machine = machines.get(row[1])
+            if machine is None:
+                self._damaged("an event belongs to no session")
+            yield TracedEvent(row[1], machine, OpenEvent(*row[2:]))
+
+    def by_session(self) -> dict[int, Tally]:
+        """All events, counted by session ID; sessions without events are not there."""
+        query = f"SELECT session_id, {_TALLY} FROM event GROUP BY session_id"
+        return {row[0]: Tally(*row[1:]) for row in self._rows(query, (_INT, *_TALLY_KINDS))}
+
+    def by_path(
+        self, since_ns: int | None = None, limit: int | None = None
+    ) -> Iterator[NamedTally]:
+        """Events counted by opened file, the most frequent first; names as `resolved`.
+
+        The name the program gave (`path`) stands in where no other is known.
+
+        Args:
+            since_ns: leave out what was seen before, in nanoseconds since the epoch.
+            limit: at most so many files; None: all.
+        """
+        return self._by("coalesce(resolved, path)", since_ns, limit)
+
+    def by_program(
+        self, since_ns: int | None = None, limit: int | None = None
+    ) -> Iterator[NamedTally]:
+        """Events counted by program, the most frequent first; arguments as for `by_path`."""
+        return self._by("program", since_ns, limit)
+
+    def _by(self, name: str, since_ns: int | None, limit: int | None) -> Iterator[NamedTally]:
+        query = f"""
+            SELECT {name} AS name, {_TALLY} FROM event WHERE {_SINCE}
+            GROUP BY name ORDER BY opens DESC, name LIMIT ?2"""
+        kinds = (_NAME_OR_NONE, *_TALLY_KINDS)
+        for row in self._rows(query, kinds, since_ns, _limit(limit)):
+            yield NamedTally(row[0], Tally(*row[1:]))
+
+    def _begin(self) -> None:
+        """Refuse what is no trace of ours, then hold on to this moment.
+
+        Without a transaction each query would see another state of a running session,
+        and its sums would not agree.
+        """
+        try:
+            self._connection.execute("BEGIN")
+            (application,) = self._connection.execute("PRAGMA application_id").fetchone()
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        except sqlite3.DatabaseError as error:
+            self._refuse(error)
+        if application != schema.APPLICATION_ID:
+            what = "an SQLite database, but not a trace" if self._status.st_size else "empty"
+            raise FlagshimError(f"{self.path!r} is {what}", "name a file that flagshim wrote")
+        if version > schema.VERSION:
+            raise FlagshimError(
+                f"{self.path!r} was written by a newer flagshim "
+                f"(layout {version}, this one reads up to {schema.VERSION})",
+                "upgrade flagshim",
+            )
+        if version < 1:
+            raise FlagshimError(
+                f"{self.path!r} is a trace that was never finished being created",
+                "run the command again with another file",
+            )
+
+    def _rows(self, query: str, kinds: _Kinds, *arguments: int | None) -> Iterator[tuple[Any, ...]]:
+        try:
+            for row in self._connection.execute(query, arguments):
+                # A damaged record can still be one for SQLite, which does not mind what
+                # type a column holds.
+                for value, kind in zip(row, kinds, strict=True):
+                    if type(value) not in kind:
+                        self._damaged("a column holds a value of the wrong type")
+                yield row
+        except sqlite3.DatabaseError as error:
+            self._refuse(error)
+        self._check_unchanged()
+
+    def _session(self, row: tuple[Any, ...]) -> Session:
+        values = dict(zip(Session.__dataclass_fields__, row, strict=True))
+        try:
+            command, rules = json.loads(values["command"]), json.loads(values["rules"])
+            if not (isinstance(command, list) and isinstance(rules, list)):
+                raise TypeError
+            values["command"] = tuple(_argument(argument) for argument in command)
+        except (ValueError, TypeError, RecursionError):
+            self._damaged("a session's command or rules are not the JSON arrays they should be")
+        return Session(**{**values, "rules": rules})
+
+    def _check_unchanged(self) -> None:
+        """Refuse to vouch for what was read if an immutable file turns out not to be."""
+        if not self._immutable:
+            return
+        try:
+            status = os.stat(self._file)
+        except OSError:
+            return  # Deleted or moved: what is open stays as it was.
+        if _stamp(status) != _stamp(self._status):
+            raise FlagshimError(
+                f"{self.path!r} was changed while it was read", "run the command again"
+            )
+
+    def _damaged(self, detail: str) -> NoReturn:
+        self._check_unchanged()
+        raise FlagshimError(
+            f"{self.path!r} is damaged: {detail}",
+            "`sqlite3 TRACE .recover` may save a part of it",
+        )
+
+    def _refuse(self, error: sqlite3.DatabaseError) -> NoReturn:
+        """Say what SQLite's error means for a trace."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        try:
+            if code == sqlite3.SQLITE_NOTADB:
+                raise FlagshimError(
+                    f"{self.path!r} is not a trace, nor any other SQLite database",
+                    "name a file that flagshim wrote",
+                )
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise FlagshimError(f"{self.path!r} is locked by another process", "try again")
+            if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                self._not_opened()
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
+                self._damaged(ascii(str(error))[1:-1])
+            raise FlagshimError(f"{self.path!r} cannot be read: {ascii(str(error))[1:-1]}")
+        except FlagshimError as refusal:
+            raise refusal from error
+
+    def _not_opened(self) -> NoReturn:
+        if not os.access(self._file, os.R_OK, effective_ids=True):
+            raise _not_permitted(self.path)
+        raise FlagshimError(
+            f"{self.path!r} cannot be opened by SQLite",
+            "copy it, with the files of the same name and -wal or -journal behind it, "
+            "to a folder you can write to, and read that",
+        )
+
+
+def _regular_file(path: str) -> os.stat_result:
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FlagshimError(f"{path!r} does not exist", "name a file that flagshim wrote") from error
+    except PermissionError as error:
+        raise _not_permitted(path) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FlagshimError(f"{path!r} cannot be read: {reason}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise FlagshimError(f"{path!r} is a directory", "name a trace in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise FlagshimError(f"{path!r} is not a regular file", "name a file that flagshim wrote")
+    return status
+
+
+def _not_permitted(path: str) -> FlagshimError:
+    return FlagshimError(
+        f"{path!r} cannot be read: permission denied", "read it as its owner or as root"
+    )
+
+
+def _is_at_rest(file: str) -> bool:
+    """Whether this is a trace in WAL mode that nobody has open.
+
+    Such a file is opened as immutable. SQLite would otherwise make a -wal and a -shm
+    file next to it and leave them there: impossible in a folder that is not ours to
+    write to, and where it is possible the owner's next session may not be allowed to
+    write to ours, https://sqlite.org/wal.html#read_only_databases.
+    """
+    if os.path.exists(f"{file}-shm"):
+        return False
+    try:
+        if os.stat(f"{file}-wal").st_size:
+            return False
+    except OSError:
+        pass
+    # Closing any descriptor of a file drops all locks this process has on it, fcntl(2):
+    # not to be done while an SQLite connection in this process may rely on them. One in
+    # WAL mode has made a -shm file.
+    try:
+        with open(file, "rb") as stream:
+            header = stream.read(20)
+    except OSError:
+        return False
+    # Write and read version, https://sqlite.org/fileformat2.html#file_format_version_numbers
+    return header[18:20] == b"\2\2"
+
+
+def _connect(file: str, immutable: bool) -> sqlite3.Connection:
+    uri = f"file://{quote(os.fsencode(file))}?mode=ro{'&immutable=1' if immutable else ''}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _limit(limit: int | None) -> int:
+    return -1 if limit is None else limit
+
+
+def _argument(argument: object) -> str | bytes:
+    """An argument as it was: JSON has bytes that are not UTF-8 as lone surrogates, PEP 383."""
+    if not isinstance(argument, str):
+        raise TypeError
+    raw = argument.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw

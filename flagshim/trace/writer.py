@@ -1,0 +1,140 @@
+"""The supervisor's end of the trace: takes events, and never waits to get rid of them."""
+
+import contextlib
+import fcntl
+import gc
+import marshal
+import os
+import time
+from collections import Counter
+
+from flagshim.trace.events import Decision, OpenEvent
+from flagshim.trace.keeper import HEADER, keep
+
+_FLUSH_NS = 50_000_000
+"""How long an event is held at most while the supervisor is busy."""
+_FLUSH_EVENTS = 251
+_PIPE_SIZE = 1 << 20
+_HELD_MAX = 100_003
+"""Events held for a keeper that does not keep up; later ones are lost, and counted."""
+
+
+class TraceWriter:
+    """Buffers events and passes them to a keeper, a process that talks to SQLite.
+
+    A slow disk or a locked file then delays nobody, and what was handed over is written
+    even if the supervisor is killed. Implements what an engine wants of a sink.
+    """
+
+    def __init__(self, path: str, session_id: int) -> None:
+        """Start the keeper.
+
+        Args:
+            path: an existing trace, absolute.
+            session_id: the row of `session` that events belong to.
+        """
+        self.seen = 0
+        self.cleared = 0
+        self.lost = 0
+        self.still_refused = 0
+        """Cleared, and failed all the same."""
+        self.trouble = ""
+        """What kept events from the trace, once `close` has returned."""
+        self._blind_spots: Counter[tuple[str, bytes]] = Counter()
+        self._new_blind_spots = False
+        self._events: list[tuple[object, ...]] = []
+        self._held_since = 0
+        self._outbox = b""
+        self._broken = False
+
+        read_end, self._pipe = os.pipe2(os.O_CLOEXEC)
+        self._reply, reply_end = os.pipe2(os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # above /proc/sys/fs/pipe-max-size
+            fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        gc.freeze()  # so that the keeper's collector does not copy the pages it shares with us
+        self._pid = os.fork()
+        if self._pid == 0:
+            keep(path, session_id, read_end, reply_end)
+        os.close(read_end)
+        os.close(reply_end)
+        os.set_blocking(self._pipe, False)
+
+    # --- what an engine calls -----------------------------------------------------------
+
+    def record(self, event: OpenEvent) -> None:
+        """Take one finished call."""
+        self.seen += 1
+        if event.decision == Decision.CLEARED:
+            self.cleared += 1
+            if event.errno is not None:
+                self.still_refused += 1
+        if len(self._events) >= _HELD_MAX or self._broken:
+            self.lost += 1
+            return
+        if not self._events:
+            self._held_since = time.time_ns()
+        self._events.append(tuple(event))
+
+    def blind_spot(self, kind: str, program: bytes) -> None:
+        """Count something that may have opened files unseen."""
+        self._blind_spots[kind, program] += 1
+        self._new_blind_spots = True
+
+    def flush_if_due(self) -> None:
+        """Hand on what has been held for long enough."""
+        if self._events and (
+            len(self._events) >= _FLUSH_EVENTS or time.time_ns() - self._held_since > _FLUSH_NS
+        ):
+            self.flush()
+
+    def flush(self) -> bool:
+        """Hand on what is held, as far as the pipe takes it; False if some is left."""
+        while self._send():
+            if not self._events and not self._new_blind_spots:
+                return True
+            batch = self._events[:_FLUSH_EVENTS]
+            del self._events[:_FLUSH_EVENTS]
+            spots = [(kind, name, n) for (kind, name), n in self._blind_spots.items()]
+            self._new_blind_spots = False
+            self._post(("events", batch, self.seen, self.lost, spots))
+        return False
+
+    # --- the end ------------------------------------------------------------------------
+
+    def close(self, exit_status: int | None) -> None:
+        """Hand on the rest, end the session, and wait until the keeper has written it.
+
+        Args:
+            exit_status: of CMD, negative for a fatal signal; None takes the session back.
+        """
+        os.set_blocking(self._pipe, True)
+        self.flush()
+        self._post(("end", exit_status))
+        self._send()
+        os.close(self._pipe)
+        with open(self._reply, "rb") as reply:
+            answer = reply.read()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
+        if answer:
+            self.lost, self.trouble = marshal.loads(answer)
+        else:
+            self.lost, self.trouble = self.seen, "the process that writes it was killed"
+
+    def _post(self, message: tuple[object, ...]) -> None:
+        body = marshal.dumps(message)
+        self._outbox += HEADER.pack(len(body)) + body
+
+    def _send(self) -> bool:
+        """Write the outbox; False while the pipe is full."""
+        while self._outbox and not self._broken:
+            try:
+                self._outbox = self._outbox[os.write(self._pipe, self._outbox) :]
+            except BlockingIOError:
+                return False
+            except BrokenPipeError:
+                self._broken = True
+        if self._broken:
+            self._outbox = b""
+            self._events.clear()
+        return True

@@ -1,0 +1,116 @@
+"""What can be learnt about another thread: its memory, directories, descriptors and name.
+
+Everything goes by thread ID, never by thread group: after the leader has exited
+/proc/TGID/cwd and /proc/TGID/fd fail while the other threads run on. Names come back as
+bytes, because a tracee chooses them.
+"""
+
+import os
+
+from flagshim.linux import AT_FDCWD, owner, read_memory, write_memory
+
+PATH_MAX = 4096
+_FIRST_READ = 256  # almost every path is shorter, and one call reads it
+
+
+def read_path(tid: int, address: int) -> bytes | None:
+    """Read a NUL-terminated path argument; None where the memory cannot be read.
+
+    Raises:
+        ProcessLookupError: the thread is gone.
+    """
+    size = _FIRST_READ
+    while True:
+        try:
+            data = read_memory(tid, address, size)
+        except ProcessLookupError:
+            raise
+        except OSError:  # EFAULT, which the call will meet too; EPERM: non-dumpable
+            return None
+        end = data.find(b"\0")
+        if end >= 0:
+            return data[:end]
+        if size == PATH_MAX or len(data) < size:
+            return data if size == PATH_MAX else None
+        size = PATH_MAX
+
+
+def force_memory(tid: int, address: int, data: bytes) -> None:
+    """Write even where the thread could only read, by a private copy of the page (proc(5), mem)."""
+    fd = os.open(f"/proc/{tid}/mem", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, data, address)
+    finally:
+        os.close(fd)
+
+
+def try_write(tid: int, address: int, data: bytes) -> bool:
+    """Write memory if it is there to be written.
+
+    Raises:
+        ProcessLookupError: the thread is gone.
+    """
+    try:
+        write_memory(tid, address, data)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def program_name(tid: int) -> bytes:
+    """Return the base name of the thread's executable, or its comm where that is hidden."""
+    try:
+        return os.path.basename(os.readlink(b"/proc/%d/exe" % tid)).removesuffix(b" (deleted)")
+    except OSError:
+        pass
+    try:
+        with open(f"/proc/{tid}/comm", "rb") as file:
+            return file.read().rstrip(b"\n")
+    except OSError:
+        return b"?"
+
+
+def fd_path(tid: int, fd: int) -> bytes | None:
+    """Return what /proc says a descriptor is: a path, or a name such as "pipe:[4026]"."""
+    try:
+        return os.readlink(b"/proc/%d/fd/%d" % (tid, fd))
+    except OSError:
+        return None
+
+
+def fd_owner(tid: int, fd: int) -> int | None:
+    """Return the owner (uid) of an open file, without asking its filesystem anew."""
+    try:
+        return owner(AT_FDCWD, b"/proc/%d/fd/%d" % (tid, fd))
+    except OSError:
+        return None
+
+
+def fd_flags(tid: int, fd: int) -> int | None:
+    """Return the open flags of a descriptor, from /proc/TID/fdinfo (octal, proc(5))."""
+    try:
+        with open(f"/proc/{tid}/fdinfo/{fd}", "rb") as file:
+            for line in file:
+                if line.startswith(b"flags:"):
+                    return int(line[6:], 8)
+    except OSError:
+        pass
+    return None
+
+
+def absolute_path(tid: int, dirfd: int, path: bytes) -> bytes:
+    """Join a path argument to the directory it starts from, as readlink(2) of /proc tells it.
+
+    Nothing is looked up: symbolic links and ".." stay. Where the directory is hidden the
+    path stays relative.
+    """
+    if path.startswith(b"/"):
+        return path
+    try:
+        link = b"/proc/%d/cwd" % tid if dirfd == AT_FDCWD else b"/proc/%d/fd/%d" % (tid, dirfd)
+        base = os.readlink(link)
+    except OSError:
+        return path
+    return base.rstrip(b"/") + b"/" + path if path else base
