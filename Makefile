@@ -1,0 +1,56 @@
+# Every target sets up what it needs: Debian packages (as root), .venv, guest kernel.
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+CACHE  ?= $(or $(FLAGSHIM_CACHE),$(shell [ "$$(id -u)" = 0 ] && echo /var/cache/flagshim || echo $${XDG_CACHE_HOME:-$$HOME/.cache}/flagshim))
+SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+PACKAGES := python3-venv libseccomp2 gcc libc6-dev gcc-multilib make \
+            strace rsync tar fuse-overlayfs fuse3 acl e2fsprogs util-linux \
+            qemu-system-x86 seabios qemu-system-data busybox-static cpio xz-utils zstd
+
+export FLAGSHIM_CACHE := $(CACHE)
+
+.PHONY: help setup demo test lint check bench qemu-unpatched test-unpatched clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## Debian packages, .venv with flagshim in it
+
+$(READY): pyproject.toml Makefile
+	$(SUDO) apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null
+	[ -x $(PYTHON) ] || /usr/bin/python3 -m venv --system-site-packages $(VENV)
+	$(PYTHON) -m pip install -q -e '.[dev]'
+	touch $@
+
+demo: $(READY)  ## boot a guest on Debian's QEMU without and with flagshim, show the table
+	$(PYTHON) -m tests.guest.demo
+
+test: $(READY)  ## all tests but those of the unpatched QEMU
+	$(PYTHON) -m pytest -m 'not unpatched'
+
+lint: $(READY)  ## ruff and mypy
+	$(PYTHON) -m ruff check flagshim tests
+	$(PYTHON) -m ruff format --check flagshim tests
+	$(PYTHON) -m mypy
+
+check: lint test  ## lint and test
+
+bench: $(READY)  ## native, preload, strace and flagshim side by side: ratios
+	$(PYTHON) -m tests.bench
+
+qemu-unpatched: $(CACHE)/qemu-unpatched/qemu-system-x86_64  ## build a QEMU without the EPERM fallback (minutes, cached)
+
+$(CACHE)/qemu-unpatched/qemu-system-x86_64: | $(READY)
+	tests/guest/build-unpatched-qemu $(CACHE)/qemu-unpatched
+
+test-unpatched: $(READY) qemu-unpatched  ## boot the guest on that QEMU, without and with flagshim
+	$(PYTHON) -m pytest -m unpatched tests/guest
+
+clean:  ## remove .venv and caches in the tree; $FLAGSHIM_CACHE stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

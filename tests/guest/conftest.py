@@ -1,0 +1,37 @@
+"""What the guest tests share: one image, one folder, and a reason where there can be none."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flagshim.errors import FlagshimError
+from tests.support import require
+
+from .image import Image, image
+from .requirements import obstacle
+from .share import share
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "unpatched: needs the QEMU without its O_NOATIME fallback (make qemu-unpatched)"
+    )
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> Image:
+    """Kernel and initramfs; the first test that asks for them pays for the download."""
+    require("guest", obstacle())
+    try:
+        return image()
+    except FlagshimError as error:
+        require("guest", str(error))
+        raise
+
+
+@pytest.fixture(scope="session")
+def guest_share(guest_image: Image) -> Iterator[Path]:
+    """A folder of root's files; guests mount it read-only, so all of them use the same."""
+    with share() as folder:
+        yield folder

@@ -1,0 +1,125 @@
+"""Programs compiled for the tests, and running things with and without flagshim."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import REPOSITORY, flagshim_command, require, rows
+
+PROGRAMS = Path(__file__).parent / "programs"
+NOBODY = 65534
+SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that everybody may reach, with a file that only root owns."""
+
+    path: Path
+    file: Path
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A world-reachable folder, and a file that the test's ordinary user does not own."""
+    require("ptrace", None if os.geteuid() == 0 else "needs root to make files others do not own")
+    path = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
+    path.chmod(0o755)
+    file = path / "file"
+    file.write_text("content\n")
+    file.chmod(0o644)
+    yield Place(path, file)
+    shutil.rmtree(path)
+
+
+Build = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def build() -> Iterator[Build]:
+    """build(name, *gcc_flags) compiles programs/NAME.c where everybody may run it."""
+    folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
+    folder.chmod(0o755)
+
+    def compile_(name: str, *flags: str) -> str:
+        target = folder / "".join((name, *flags)).replace("-", "_").replace("/", "_")
+        if not target.exists():
+            source = PROGRAMS / f"{name}.c"
+            command = ["gcc", "-O1", "-pthread", "-o", str(target), str(source), *flags]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            if result.returncode and "-m32" in flags:
+                require("i386", f"gcc -m32: {result.stderr.splitlines()[0]}")
+            assert result.returncode == 0, result.stderr
+        return str(target)
+
+    yield compile_
+    shutil.rmtree(folder)
+
+
+@dataclass
+class Run:
+    """What a supervised command left."""
+
+    status: int
+    out: str
+    err: str
+    trace: Path
+
+    def events(self, columns: str = "*", where: str = "1") -> list[tuple]:
+        return rows(self.trace, f"SELECT {columns} FROM event WHERE {where} ORDER BY id")
+
+    def session(self, columns: str) -> tuple:
+        return rows(self.trace, f"SELECT {columns} FROM session ORDER BY id DESC LIMIT 1")[0]
+
+
+class Runner:
+    """Runs commands natively and under flagshim, as nobody unless told otherwise."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+
+    def command(self, argv: list[str], *options: str, user: str | None = "nobody") -> list[str]:
+        self._count += 1
+        self.trace = self._folder / f"trace{self._count}.db"
+        as_user = ["-u", user] if user else []
+        return [*flagshim_command(), "run", "-o", str(self.trace), *as_user, *options, "--", *argv]
+
+    def supervised(
+        self, argv: list[str], *options: str, user: str | None = "nobody", **kwargs: object
+    ) -> Run:
+        command = self.command(argv, *options, user=user)
+        kwargs.setdefault("cwd", REPOSITORY)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, check=False, **kwargs
+        )
+        return Run(result.returncode, result.stdout, result.stderr, self.trace)
+
+    def native(self, argv: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
+        kwargs.setdefault("user", NOBODY)
+        kwargs.setdefault("cwd", REPOSITORY)
+        return subprocess.run(
+            argv, capture_output=True, text=True, timeout=SECONDS, check=False, **kwargs
+        )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Runner:
+    """Run commands natively, and under flagshim."""
+    return Runner(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def can_trace() -> None:
+    """Everything here traces; say once why it cannot."""
+    probe = subprocess.run(
+        [sys.executable, "-m", "flagshim", "run", "-o", "/dev/null/x", "--", "true"],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=SECONDS,
+    )  # fmt: skip
+    assert "Traceback" not in probe.stderr, probe.stderr

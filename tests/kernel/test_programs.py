@@ -1,0 +1,130 @@
+"""Real programs that ask for O_NOATIME, as a user who does not own the files."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.conftest import NOBODY, Place, Runner
+from tests.support import require, rows
+
+
+def test_dd(run: Runner, place: Place) -> None:
+    argv = ["dd", "iflag=noatime", f"if={place.file}", "status=none"]
+    assert run.native(argv).returncode != 0
+    shim = run.supervised(argv)
+    assert (shim.status, shim.out) == (0, "content\n")
+    assert shim.events("syscall, decision") == [("openat", "cleared")]
+
+
+def test_dd_standard_input(run: Runner, place: Place) -> None:
+    argv = ["dd", "iflag=noatime", "status=none"]
+    with open(place.file) as stdin:
+        assert run.native(argv, stdin=stdin).returncode != 0
+    with open(place.file) as stdin:
+        shim = run.supervised(argv, stdin=stdin)
+    assert (shim.status, shim.out) == (0, "content\n")
+    assert shim.events("syscall, decision, resolved") == [("fcntl", "cleared", str(place.file))]
+
+
+def test_tar(run: Runner, place: Place) -> None:
+    argv = ["tar", "--atime-preserve=system", "-C", str(place.path), "-cf", "-", "file"]
+    natively = run.native(argv)
+    assert natively.returncode != 0
+    assert "Operation not permitted" in natively.stderr
+    shim = run.supervised(argv)
+    assert shim.status == 0, shim.err
+    assert "content\n" in shim.out
+    assert ("openat", "cleared") in shim.events("syscall, decision")
+
+
+def test_rsync(run: Runner, place: Place) -> None:
+    target = place.path / "target"
+    target.mkdir()
+    os.chown(target, NOBODY, NOBODY)
+    argv = ["rsync", "--open-noatime", str(place.file), f"{target}/"]
+    require("rsync", None if shutil.which("rsync") else "no rsync")
+    assert run.native(argv).returncode == 23
+    shim = run.supervised(argv)
+    assert shim.status == 0, shim.err
+    assert (target / "file").read_text() == "content\n"
+
+
+@pytest.fixture
+def fuse_layers(place: Place) -> Iterator[tuple[list[str], Path]]:
+    reason = None if os.path.exists("/dev/fuse") else "no /dev/fuse"
+    if not reason and not shutil.which("fuse-overlayfs"):
+        reason = "no fuse-overlayfs"
+    require("fuse", reason)
+    for name in ("lower", "upper", "work", "merged"):
+        (place.path / name).mkdir()
+        os.chown(place.path / name, NOBODY, NOBODY)
+    lower = place.path / "lower" / "file"
+    lower.write_text("lower\n")
+    os.chown(place.path / "lower", 0, 0)
+    layers = f"lowerdir={place.path}/lower,upperdir={place.path}/upper,workdir={place.path}/work"
+    mount = place.path / "merged"
+    # In the foreground; root opens the FUSE device, so that the server may be anybody.
+    yield ["fuse-overlayfs", "-f", "-o", f"{layers},squash_to_uid={NOBODY},allow_other", str(mount)], mount
+    subprocess.run(["umount", "-l", mount], capture_output=True, check=False)
+
+
+def wait_for(condition, seconds: float = 20.0) -> None:
+    """Poll for what another process does; fail rather than hang."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+def test_client_of_fuse_overlayfs(fuse_layers: tuple[list[str], Path], run: Runner) -> None:
+    """With squash_to_uid the client owns every file it sees, so the kernel lets its O_NOATIME
+    pass, and the server, who does not own the lower file, hands it to openat2
+    (containers/fuse-overlayfs#477).
+    """
+    argv, mount = fuse_layers
+    lower = mount.parent / "lower" / "file"
+    for path in (lower.parent, lower):  # not the server's, which is root without CAP_FOWNER
+        os.chown(path, 1, 1)
+    server_argv = ["setpriv", "--bounding-set", "-fowner", "--inh-caps", "-fowner", *argv]
+
+    def read_through(prefix: list[str]) -> subprocess.CompletedProcess[str]:
+        server = subprocess.Popen(
+            [*prefix, *server_argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            wait_for(mount.is_mount)
+            return run.native(["dd", "iflag=noatime", f"if={mount}/file", "status=none"])
+        finally:
+            subprocess.run(["umount", mount], check=True)
+            server.wait(timeout=20)
+
+    assert "Operation not permitted" in read_through([]).stderr
+    command = run.command([], user=None)
+    assert read_through(command[: command.index("--") + 1]).stdout == "lower\n"
+    events = rows(run.trace, "SELECT syscall, decision, errno, resolved FROM event")
+    assert ("openat2", "cleared", None, str(lower)) in events
+
+
+def test_server_and_client_of_a_fuse_filesystem_under_one_supervisor(
+    fuse_layers: tuple[list[str], Path], run: Runner
+) -> None:
+    """The supervisor may not wait for a filesystem whose server waits for the supervisor."""
+    argv, mount = fuse_layers
+    lower = mount.parent / "lower" / "file"
+    for path in (lower.parent, lower):
+        os.chown(path, 1, 1)
+    script = (
+        'mount=$1; shift; setpriv --bounding-set -fowner --inh-caps -fowner "$@" & '
+        "until mountpoint -q $mount; do :; done;"
+        "setpriv --reuid 65534 --clear-groups dd iflag=noatime if=$mount/file status=none;"
+        "umount $mount; wait"
+    )
+    shim = run.supervised(["sh", "-c", script, "sh", str(mount), *argv], user=None)
+    assert shim.out == "lower\n", shim.err
+    programs = {row[0] for row in shim.events("program")}
+    assert programs == {"fuse-overlayfs", "dd"}
