@@ -13,6 +13,7 @@ from ptrace import PtraceError
 from ptrace.binding.func import (
     PTRACE_CONT,
     PTRACE_GETEVENTMSG,
+    PTRACE_GETSIGINFO,
     PTRACE_O_TRACECLONE,
     PTRACE_O_TRACEEXEC,
     PTRACE_O_TRACEFORK,
@@ -113,6 +114,20 @@ def ptrace_event_message(tid: int) -> int:
     """PTRACE_GETEVENTMSG: a new thread's ID, a former one, or seccomp's return data."""
     _ptrace(PTRACE_GETEVENTMSG, tid, 0, _event_message_at)
     return _event_message.value
+
+
+_signal_info = ctypes.create_string_buffer(128)
+_signal_info_at = ctypes.addressof(_signal_info)
+
+
+def ptrace_signal_sender(tid: int) -> int | None:
+    """Return who sent the signal that a thread is stopped with; None if the kernel did.
+
+    siginfo_t (sigaction(2)): si_signo, si_errno, si_code, then for a signal of a process its PID.
+    """
+    _ptrace(PTRACE_GETSIGINFO, tid, 0, _signal_info_at)
+    code, pid = struct.unpack_from("=i4xi", _signal_info, 8)
+    return None if code > 0 else int(pid)
 
 
 # struct ptrace_syscall_info, linux/ptrace.h (Linux 5.3): op, arch, instruction pointer,
@@ -286,3 +301,52 @@ def execvpe(argv: list[bytes], environment: list[bytes]) -> None:
     strings = (ctypes.c_char_p * (len(environment) + 1))(*environment, None)
     _execvpe(argv[0], arguments, strings)
     raise _failure()
+
+
+# --- for probes -----------------------------------------------------------------------
+
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_CHILD_SUBREAPER = 37
+
+
+def set_child_subreaper(on: bool) -> None:
+    """Have orphans among our descendants become our children: prctl(2)."""
+    if _prctl(_PR_SET_CHILD_SUBREAPER, int(on), None, 0, 0) != 0:
+        raise _failure()
+
+
+def is_child_subreaper() -> bool:
+    """Tell whether orphans among our descendants become our children."""
+    on = ctypes.c_int()
+    return _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.addressof(on), None, 0, 0) == 0 and on.value != 0
+
+
+def raw_syscall(number: int, *arguments: int | bytes) -> int:
+    """Make a system call by its number; what it writes to a copy of `bytes` is thrown away."""
+    syscall = _libc["syscall"]  # not the one above, whose arguments have types
+    syscall.restype = ctypes.c_long
+    values = (
+        ctypes.create_string_buffer(argument, len(argument))
+        if isinstance(argument, bytes)
+        else ctypes.c_long(argument)
+        for argument in arguments
+    )
+    result = int(syscall(ctypes.c_long(number), *values))
+    if result < 0:
+        raise _failure()
+    return result
+
+
+class _ScmpVersion(ctypes.Structure):
+    _fields_ = (("major", ctypes.c_uint), ("minor", ctypes.c_uint), ("micro", ctypes.c_uint))
+
+
+def libseccomp_version() -> str:
+    """Return the version of the installed libseccomp, or "?" if there is none."""
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        return "?"
+    library.seccomp_version.restype = ctypes.POINTER(_ScmpVersion)
+    version = library.seccomp_version().contents
+    return f"{version.major}.{version.minor}.{version.micro}"

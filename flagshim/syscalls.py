@@ -59,11 +59,13 @@ class Abi(NamedTuple):
     """Argument registers, named as in the tracer's own struct user_regs_struct."""
     instruction_size: int
     """Bytes to go back to run the system call instruction again."""
+    address_bits: int
+    """Width of an argument that is an address."""
 
 
-X86_64 = Abi("x86_64", ("rdi", "rsi", "rdx", "r10", "r8", "r9"), 2)
-I386 = Abi("i386", ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp"), 2)
-AARCH64 = Abi("aarch64", ("r0", "r1", "r2", "r3", "r4", "r5"), 4)
+X86_64 = Abi("x86_64", ("rdi", "rsi", "rdx", "r10", "r8", "r9"), 2, 64)
+I386 = Abi("i386", ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp"), 2, 32)
+AARCH64 = Abi("aarch64", ("r0", "r1", "r2", "r3", "r4", "r5"), 4, 64)
 
 ABI_BY_AUDIT_ARCH = {0xC000003E: X86_64, 0x40000003: I386, 0xC00000B7: AARCH64}
 """AUDIT_ARCH_* of include/uapi/linux/audit.h, as PTRACE_GET_SYSCALL_INFO reports it."""

@@ -26,31 +26,27 @@ _INT64_MAX = 2**63 - 1
 """SQLite's largest integer, and the year 2262 in nanoseconds."""
 
 
-class Moment(click.ParamType):
-    """A moment in the past, in nanoseconds since the epoch: `15m` ago, or an ISO 8601 time."""
+def _moment(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    """Return a moment in the past, in nanoseconds since the epoch, or None if none is given.
 
-    name = "when"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Return the moment; a time without a zone is local, a date is its midnight."""
-        text = str(value)
-        try:
-            if ago := re.fullmatch("([0-9]{1,12})([smhd])", text):
-                seconds = int(ago[1]) * _UNITS[ago[2]]
-                moment = time.time_ns() - seconds * 10**9
-            else:
-                since_epoch = datetime.fromisoformat(text).astimezone(UTC) - _EPOCH
-                moment = since_epoch // timedelta(microseconds=1) * 1000
-        except (ValueError, OverflowError, OSError):
-            self.fail(
-                f"{text!r} is neither a length of time back from now (90s, 15m, 2h, 3d) "
-                "nor a date or time (2024-11-21, 2024-11-21T08:30)",
-                param,
-                ctx,
-            )
-        return max(-_INT64_MAX, min(moment, _INT64_MAX))
+    A time without a zone is local, a date is its midnight.
+    """
+    if text is None:
+        return None
+    try:
+        if ago := re.fullmatch("([0-9]{1,12})([smhd])", text):
+            moment = time.time_ns() - int(ago[1]) * _UNITS[ago[2]] * 10**9
+        else:
+            since_epoch = datetime.fromisoformat(text).astimezone(UTC) - _EPOCH
+            moment = since_epoch // timedelta(microseconds=1) * 1000
+    except (ValueError, OverflowError, OSError) as error:
+        raise click.BadParameter(
+            f"{text!r} is neither a length of time back from now (90s, 15m, 2h, 3d) "
+            "nor a date or time (2024-11-21, 2024-11-21T08:30)",
+            context,
+            option,
+        ) from error
+    return max(-_INT64_MAX, min(moment, _INT64_MAX))
 
 
 @click.command()
@@ -72,14 +68,14 @@ class Moment(click.ParamType):
 )
 @click.option(
     "--limit",
-    type=click.IntRange(1, _INT64_MAX),
+    type=click.IntRange(min=1),
     metavar="N",
     help="Only the newest N sessions or opens, or the N most frequent paths or programs. "
     f"[default: {table.LIMIT} in a table other than of events, else all]",
 )
 @click.option(
     "--since",
-    type=Moment(),
+    callback=_moment,
     metavar="WHEN",
     help="Only opens from then on, and sessions that went on until then: a length of time back "
     "from now (90s, 15m, 2h, 3d), or a local date or time (2024-11-21, 2024-11-21T08:30).",
@@ -102,7 +98,7 @@ def report(
       flagshim report boot.db --view events --since 15m --format json
     """
     with TraceReader(trace or latest_trace(state_directory())) as reader, _output(format_) as out:
-        selection = Selection(View(view), since, limit)
+        selection = Selection(View(view), since, None if limit is None else min(limit, _INT64_MAX))
         match format_:
             case "table":
                 table.write(reader, selection, out, _width())
@@ -121,7 +117,7 @@ def _output(format_: str) -> Iterator[io.TextIOWrapper]:
     """Standard output for one format; a reader that goes away ends us as it does coreutils."""
     if sys.stdout is None:
         raise FlagshimError("standard output is closed", "redirect it to a file")
-    binary = click.get_binary_stream("stdout")
+    binary = sys.stdout.buffer
     if format_ == "table":
         encoding = sys.stdout.encoding or "utf-8"
         out = io.TextIOWrapper(binary, encoding, errors="backslashreplace")

@@ -25,7 +25,7 @@ from flagshim.trace.location import new_trace
 @click.option("-o", "--output", "trace", metavar="FILE", type=click.Path(path_type=Path),
               help="Add a session to the trace FILE, made if missing. "
               "Default: a new file in $XDG_STATE_HOME/flagshim.")  # fmt: skip
-@click.option("--when", type=click.Choice(list(When)),
+@click.option("--when", type=click.Choice([when.value for when in When]),
               help="Clear a flag only where the kernel refuses the open for it (refused, the "
               "default), or wherever it is given (always).")  # fmt: skip
 @click.option("--clear", metavar="FLAG", multiple=True,

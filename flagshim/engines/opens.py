@@ -48,7 +48,7 @@ class Sink(Protocol):
     def record(self, event: OpenEvent) -> None:
         """Take one finished call."""
 
-    def blind_spot(self, kind: str, program: bytes) -> None:
+    def blind_spot(self, kind: str, program: str | bytes) -> None:
         """Count something that may have opened files unseen."""
 
 
@@ -234,8 +234,9 @@ class OpenHandler:
         # copy below the stack, where nothing lives, as a signal frame would be laid.
         address, size = call.values[position], call.values[3]
         flags = (call.flags & ~call.clear).to_bytes(8, "little")
-        if size <= _SCRATCH_MAX:
-            scratch = (call.key[1] - _RED_ZONE - size) & ~15
+        scratch = (call.key[1] - _RED_ZONE - size) & ~15
+        # int $0x80 in a 64-bit program has 32 bits for an address that needs more.
+        if size <= _SCRATCH_MAX and scratch >> call.abi.address_bits == 0:
             how = flags + read_memory(tid, address, size)[8:]
             former = self._former(tid, scratch, size)
             if former is not None and len(how) == size and tracee.try_write(tid, scratch, how):
@@ -390,7 +391,7 @@ class OpenHandler:
         return thread.process
 
     def _blind_spot(self, thread: Thread, kind: str) -> None:
-        self._sink.blind_spot(kind, self._process(thread).program)
+        self._sink.blind_spot(kind, _text(self._process(thread).program))
 
 
 def _signed(register: int) -> int:

@@ -7,11 +7,12 @@ another and end.
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 
 from flagshim.engines.launch import Child, User, start
 from flagshim.engines.opens import OpenHandler, Sink
-from flagshim.engines.stops import TERMINAL_STOPS, Stops
+from flagshim.engines.stops import FORWARDED, TERMINAL_STOPS, Stops
 from flagshim.engines.threads import Thread
 from flagshim.linux import (
     PTRACE_EVENT_EXEC,
@@ -20,6 +21,7 @@ from flagshim.linux import (
     ptrace_cont,
     ptrace_event_message,
     ptrace_listen,
+    ptrace_signal_sender,
     ptrace_syscall,
 )
 from flagshim.openflags import bits_of
@@ -29,6 +31,7 @@ from flagshim.seccomp import build_filter
 _SYSCALL_STOP = signal.SIGTRAP | 0x80  # PTRACE_O_TRACESYSGOOD
 _GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 _RETRY_SECONDS = 0.1
+_SAME_SIGNAL_SECONDS = 1.0
 
 
 class TraceSink(Sink):
@@ -56,6 +59,7 @@ class PtraceEngine:
         self._child_pid = 0
         self._child_status = 0
         self._stop_asked = False
+        self._delivered: dict[int, tuple[int | None, float]] = {}
 
     def run(self, argv: list[bytes], user: User | None, inherited: Sequence[int]) -> int:
         """Run a command until it and everything it started have ended.
@@ -140,6 +144,8 @@ class PtraceEngine:
             elif stop == _SYSCALL_STOP:
                 self._returned(thread)
             else:
+                if stop in FORWARDED:
+                    self._note_delivery(tid, stop)
                 ptrace_cont(tid, stop)
         except ProcessLookupError:
             pass  # killed: its end will be reported
@@ -195,20 +201,24 @@ class PtraceEngine:
             self._stop_with_tracees()
         elif number == signal.SIGCONT:
             self._stop_asked = False
-        elif not self._reached_command_too(info):
+        elif info.si_code <= 0 and not self._reached_command_too(info):
             try:
                 os.kill(self._child_pid, number)
             except ProcessLookupError:
                 self._to_survivors(number)
 
     def _reached_command_too(self, info: signal.struct_siginfo) -> bool:
-        """Tell whether CMD got the signal as well: from the terminal, or sent to our group."""
-        if info.si_code > 0:  # from the kernel, sigaction(2)
-            return True
-        try:
-            return os.getpgid(info.si_pid) == os.getpgid(self._child_pid)
-        except OSError:
-            return False
+        """Tell whether the same was sent to CMD, as by kill(2) to the group that we share.
+
+        If CMD has it pending, another makes no difference; if it was delivered, we saw it.
+        (What the terminal sends, CMD gets from the terminal: si_code > 0, sigaction(2).)
+        """
+        sender, moment = self._delivered.get(info.si_signo, (None, 0.0))
+        return sender == info.si_pid and time.monotonic() - moment < _SAME_SIGNAL_SECONDS
+
+    def _note_delivery(self, tid: int, number: int) -> None:
+        if os.path.exists(f"/proc/{self._child_pid}/task/{tid}"):
+            self._delivered[number] = (ptrace_signal_sender(tid), time.monotonic())
 
     def _to_survivors(self, number: signal.Signals) -> None:
         """Pass a signal to what CMD left running, once CMD itself has ended."""

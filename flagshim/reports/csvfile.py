@@ -10,14 +10,8 @@ from flagshim.reports import flags
 from flagshim.reports.text import utc
 from flagshim.reports.view import Selection, View
 from flagshim.trace.events import OpenEvent
-from flagshim.trace.reader import (
-    NO_EVENTS,
-    NamedTally,
-    Session,
-    Tally,
-    TracedEvent,
-    TraceReader,
-)
+from flagshim.trace.reader import TraceReader
+from flagshim.trace.records import NO_EVENTS, NamedTally, Session, Tally, TracedEvent
 
 _Cell = str | int | None
 
@@ -70,9 +64,8 @@ def _sessions(
     for session in reader.sessions(since, limit):
         tally = tallies.get(session.id, NO_EVENTS)
         unseen = sum(spot.count for spot in blind_spots.get(session.id, []))
-        yield (
-            *_session(session), tally.cleared, tally.still_refused, tally.kept, tally.failed, unseen,
-        )  # fmt: skip
+        sums = (tally.cleared, tally.still_refused, tally.kept, tally.failed)
+        yield (*_session(session), *sums, unseen)
 
 
 def _session(session: Session) -> tuple[_Cell, ...]:
@@ -88,12 +81,10 @@ def _session(session: Session) -> tuple[_Cell, ...]:
 
 def _event(traced: TracedEvent) -> tuple[_Cell, ...]:
     event, machine = traced.event, traced.machine
-    values = event._replace(program=name(event.program) or "", path=name(event.path),
-                            resolved=name(event.resolved))  # fmt: skip
     return (
         traced.session_id,
         utc(event.time_ns),
-        *values,
+        *(name(value) if isinstance(value, bytes) else value for value in event),
         flags.names(event.flags_before, machine),
         flags.names(event.flags_after, machine),
         "|".join(flags.cleared(event.flags_before, event.flags_after, machine)),

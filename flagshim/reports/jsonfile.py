@@ -9,7 +9,8 @@ from typing import Any, TextIO
 from flagshim.reports import flags
 from flagshim.reports.text import utc
 from flagshim.reports.view import TOP, Selection, View
-from flagshim.trace.reader import NO_EVENTS, NamedTally, Session, TracedEvent, TraceReader
+from flagshim.trace.reader import TraceReader
+from flagshim.trace.records import NO_EVENTS, NamedTally, Session, TracedEvent
 
 VERSION = 1
 """Raised when a member changes its meaning or goes; new members may come at any time."""
@@ -50,9 +51,7 @@ def _bytes(path: str) -> str | bytes:
         return raw
 
 
-def _members(
-    reader: TraceReader, selection: Selection
-) -> Iterator[tuple[str, Iterable[_Object]]]:
+def _members(reader: TraceReader, selection: Selection) -> Iterator[tuple[str, Iterable[_Object]]]:
     since, limit = selection.since_ns, selection.limit
     match selection.view:
         case View.SUMMARY:

@@ -19,15 +19,8 @@ from flagshim.reports.text import (
 )
 from flagshim.reports.view import TOP, Selection, View
 from flagshim.trace.events import OpenEvent
-from flagshim.trace.reader import (
-    NO_EVENTS,
-    BlindSpot,
-    NamedTally,
-    Session,
-    Tally,
-    TracedEvent,
-    TraceReader,
-)
+from flagshim.trace.reader import TraceReader
+from flagshim.trace.records import NO_EVENTS, BlindSpot, NamedTally, Session, Tally, TracedEvent
 
 LIMIT = 20
 """Sessions, paths and programs shown if nobody says how many."""
@@ -70,13 +63,13 @@ def _summary(reader: TraceReader, selection: Selection, out: TextIO, width: int 
         out.write(_session(session, tally, blind_spots.get(session.id, []), width) + "\n")
     since = selection.since_ns
     span = "" if since is None else f" since {local_second(since)}"
-    for title, top in (
-        ("Paths", reader.by_path(since, TOP)),
-        ("Programs", reader.by_program(since, TOP)),
+    for title, key, top in (
+        ("Paths opened most", "path", reader.by_path(since, TOP)),
+        ("Programs that opened most", "program", reader.by_program(since, TOP)),
     ):
         rows = list(top)
         if rows:
-            out.write(f"\n{title} opened most{span}\n{_tally_table(rows, title[:-1], width)}\n")
+            out.write(f"\n{title}{span}\n{_tally_table(rows, key, width)}\n")
 
 
 def _session(
@@ -104,9 +97,7 @@ def _session_lines(
     yield "opens", f"{seen} seen: {tally.cleared} cleared, {tally.kept} kept, {session.lost} lost"
     yield "", f"{tally.still_refused} still refused after clearing, {tally.failed} failed otherwise"
     if missing := seen - session.lost - tally.opens:
-        yield "", f"{missing} not written to the trace" + (
-            " (yet)" if session.ended_ns is None else ""
-        )
+        yield "", f"{missing} not in the trace{' yet' if session.ended_ns is None else ''}"
     for number, spot in enumerate(blind_spots):
         what = f"{printable(spot.kind)}: {printable(spot.program)}, {spot.count} times"
         yield "" if number else "unseen", what
@@ -115,7 +106,7 @@ def _session_lines(
 def _events(events: Iterator[TracedEvent], out: TextIO, width: int | None) -> None:
     # Not by tabulate, which wants all rows before it shows the first.
     program_width = 18 if width is None or width >= 100 else 10
-    fixed = _event_line("", "", "", "", "", "", "", "", program_width)
+    fixed = _event_line([""] * 8, program_width)
     room: tuple[int | None, ...] = (None,) * 5
     if width is not None:
         room = (program_width, 7, 10, 6, max(width - len(fixed), _NARROWEST))
@@ -123,24 +114,20 @@ def _events(events: Iterator[TracedEvent], out: TextIO, width: int | None) -> No
     date = None
     for _, machine, event in events:
         if date is None:
-            out.write(_event_line(*header, program_width) + "\n")
+            out.write(_event_line(header, program_width) + "\n")
         if date != (date := local_date(event.time_ns)):
             out.write(f"{date}\n")
         program, syscall, change, result, path = map(shorten, _event_texts(event, machine), room)
         tries = f"{event.tries}x" if event.tries > 1 else ""
-        line = _event_line(
-            local_clock(event.time_ns), str(event.pid), program, syscall, change, result, tries,
-            path, program_width,
-        )  # fmt: skip
-        out.write(line + "\n")
+        clock, pid = local_clock(event.time_ns), str(event.pid)
+        cells = (clock, pid, program, syscall, change, result, tries, path)
+        out.write(_event_line(cells, program_width) + "\n")
     if date is None:
         out.write("No open.\n")
 
 
-def _event_line(
-    time: str, pid: str, program: str, syscall: str, change: str, result: str, tries: str,
-    path: str, program_width: int,
-) -> str:  # fmt: skip
+def _event_line(cells: Sequence[str], program_width: int) -> str:
+    time, pid, program, syscall, change, result, tries, path = cells
     return (
         f"{time:<12} {pid:>7} {program:<{program_width}} {syscall:<7} {change:<10} "
         f"{result:<6} {tries:<2} {path}"
@@ -176,24 +163,18 @@ def _tallies(
 
 
 def _tally_table(rows: Sequence[NamedTally], title: str, width: int | None) -> str:
-    headers = ["OPENS", "CLEARED", "REFUSED", "KEPT", "FAILED"]
-    cells = [
-        [str(number) for number in (t.opens, t.cleared, t.still_refused, t.kept, t.failed)]
-        for _, t in rows
-    ]
-    room = None
-    if width is not None:
-        gap = 2
-        taken = sum(gap + max(map(len, column)) for column in zip(headers, *cells, strict=True))
-        room = max(width - taken, _NARROWEST)
-    table = [
-        [*numbers, shorten(printable(row.name), room)]
-        for numbers, row in zip(cells, rows, strict=True)
-    ]
+    numbers = [["OPENS", "CLEARED", "REFUSED", "KEPT", "FAILED"]]
+    for _, tally in rows:
+        counts = (tally.opens, tally.cleared, tally.still_refused, tally.kept, tally.failed)
+        numbers.append([str(count) for count in counts])
+    gap = 2
+    taken = sum(max(map(len, column)) + gap for column in zip(*numbers, strict=True))
+    room = None if width is None else max(width - taken, _NARROWEST)
+    names = [title.upper(), *(shorten(printable(row.name), room) for row in rows)]
+    # Headings as rows: tabulate would make their columns wider than need be.
     return tabulate(
-        table,
-        [*headers, title.upper()],
+        [[*cells, name] for cells, name in zip(numbers, names, strict=True)],
         tablefmt="plain",
         disable_numparse=True,  # a file may be called 007 or 1e5
-        colalign=("right",) * len(headers) + ("left",),
+        colalign=("right",) * len(numbers[0]) + ("left",),
     )

@@ -66,6 +66,7 @@ class _Keeper:
         self._path = path
         self._session_id = session_id
         self._trace = TraceFile(Path(path))
+        self._trace.let_others_read()
         self._events: list[tuple[object, ...]] = []
         self._seen = 0
         self._lost_before = 0
@@ -143,6 +144,7 @@ class _Keeper:
                 break
             time.sleep(_RETRY_SECONDS)
         self.lost += self._lost_before
+        self._trace.leave_one_file()
         self._trace.close()
 
     def _end_session(self) -> None:

@@ -42,13 +42,13 @@ def latest_trace(directory: Path) -> Path:
         traces = []
     except OSError as error:
         raise FlagshimError(
-            f"the folder of traces {os.fspath(directory)!r} cannot be read: {error.strerror}",
+            f"{directory}: the traces there cannot be listed: {error.strerror}",
             "name a TRACE",
         ) from error
-    modified = {trace: time for trace in traces if (time := _modified_ns(trace)) is not None}
+    modified = {trace: moment for trace in traces if (moment := _modified_ns(trace)) is not None}
     if not modified:
         raise FlagshimError(
-            f"there is no trace in {os.fspath(directory)!r}",
+            f"there is no trace in {directory}",
             "run `flagshim run -- CMD` first or name a TRACE",
         )
     return max(modified, key=lambda trace: modified[trace])

@@ -5,85 +5,14 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import NoneType, TracebackType
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from flagshim.errors import FlagshimError
 from flagshim.trace import schema
 from flagshim.trace.events import OpenEvent
-
-Name = str | bytes | None
-"""What a program called something: str where it is UTF-8, bytes where not, None if unknown."""
-
-
-@dataclass(frozen=True)
-class Session:
-    """One command that was supervised; a row of the table `session`."""
-
-    id: int
-    started_ns: int
-    """Nanoseconds since the epoch, as all times here."""
-    ended_ns: int | None
-    """None while it runs, or if its supervisor was killed."""
-    flagshim: str
-    engine: str
-    host: str
-    kernel: str
-    machine: str
-    uid: int
-    cwd: str | bytes
-    command: tuple[str | bytes, ...]
-    rules: list[Any]
-    exit_status: int | None
-    """Of the command; negative: minus the signal that ended it; None if nobody knows."""
-    seen: int
-    """Calls looked at, including the lost ones; behind by some while the session runs."""
-    lost: int
-    """Calls looked at that are not among the events."""
-
-
-class BlindSpot(NamedTuple):
-    """A way in which `program` may have opened files unseen, `count` times."""
-
-    kind: str
-    program: str | bytes
-    count: int
-
-
-class TracedEvent(NamedTuple):
-    """An event, the session it belongs to, and the architecture its open flags are of."""
-
-    session_id: int
-    machine: str
-    event: OpenEvent
-
-
-class Tally(NamedTuple):
-    """Events that have something in common, counted."""
-
-    opens: int
-    """All of them; `cleared` plus `kept`."""
-    cleared: int
-    still_refused: int
-    """Of the cleared ones: those that failed with EPERM, EACCES or EINVAL even so."""
-    kept: int
-    failed: int
-    """Calls that failed in any other way, whether cleared or kept."""
-    first_ns: int
-    last_ns: int
-
-
-NO_EVENTS = Tally(0, 0, 0, 0, 0, 0, 0)
-
-
-class NamedTally(NamedTuple):
-    """The events of one file or of one program, counted."""
-
-    name: Name
-    tally: Tally
-
+from flagshim.trace.records import BlindSpot, NamedTally, Session, Tally, TracedEvent
 
 _STILL_REFUSED = (
     "(decision = 'cleared' AND errno IS NOT NULL AND errno IN ('EPERM', 'EACCES', 'EINVAL'))"
@@ -99,8 +28,11 @@ _TALLY = f"""
 _SINCE = "(?1 IS NULL OR time_ns >= ?1)"
 _EVENT_COLUMNS = ", ".join(("event.id", "session_id", *OpenEvent._fields))
 
-_INT, _TEXT, _NAME = (int,), (str,), (str, bytes)
-_INT_OR_NONE, _TEXT_OR_NONE, _NAME_OR_NONE = (int, NoneType), (str, NoneType), (str, bytes, NoneType)
+_INT, _INT_OR_NONE = (int,), (int, NoneType)
+_TEXT, _TEXT_OR_NONE = (str,), (str, NoneType)
+_NAME, _NAME_OR_NONE = (str, bytes), (str, bytes, NoneType)
+_NAME_A_TRACE = "name a file that flagshim wrote"
+
 _Kinds = tuple[tuple[type, ...], ...]
 _SESSION_KINDS: _Kinds = (
     _INT, _INT, _INT_OR_NONE, _TEXT, _TEXT, _TEXT, _TEXT, _TEXT, _INT, _NAME, _TEXT, _TEXT,
@@ -136,7 +68,7 @@ class TraceReader:
         try:
             self._connection = _connect(self._file, self._immutable)
         except sqlite3.DatabaseError as error:
-            self._refuse(error)
+            raise self._refusal(error) from error
         try:
             self._begin()
         except BaseException:
@@ -159,7 +91,7 @@ class TraceReader:
         self._connection.close()
 
     def sessions(self, since_ns: int | None = None, limit: int | None = None) -> list[Session]:
-        """The newest `limit` sessions (None: all) in the order they were started.
+        """Return the newest `limit` sessions (None: all) in the order they were started.
 
         Args:
             since_ns: leave out those that ended before, in nanoseconds since the epoch.
@@ -202,7 +134,7 @@ class TraceReader:
         for row in self._rows(query, _EVENT_KINDS, since_ns, _limit(limit)):
             machine = machines.get(row[1])
             if machine is None:
-                self._damaged("an event belongs to no session")
+                raise self._damaged("an event belongs to no session")
             yield TracedEvent(row[1], machine, OpenEvent(*row[2:]))
 
     def by_session(self) -> dict[int, Tally]:
@@ -248,20 +180,15 @@ class TraceReader:
             (application,) = self._connection.execute("PRAGMA application_id").fetchone()
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         except sqlite3.DatabaseError as error:
-            self._refuse(error)
+            raise self._refusal(error) from error
         if application != schema.APPLICATION_ID:
-            what = "an SQLite database, but not a trace" if self._status.st_size else "empty"
-            raise FlagshimError(f"{self.path!r} is {what}", "name a file that flagshim wrote")
+            what = "an SQLite database, but no trace" if self._status.st_size else "empty"
+            raise FlagshimError(f"{self.path}: {what}", _NAME_A_TRACE)
         if version > schema.VERSION:
             raise FlagshimError(
-                f"{self.path!r} was written by a newer flagshim "
+                f"{self.path}: written by a newer flagshim "
                 f"(layout {version}, this one reads up to {schema.VERSION})",
                 "upgrade flagshim",
-            )
-        if version < 1:
-            raise FlagshimError(
-                f"{self.path!r} is a trace that was never finished being created",
-                "run the command again with another file",
             )
 
     def _rows(self, query: str, kinds: _Kinds, *arguments: int | None) -> Iterator[tuple[Any, ...]]:
@@ -271,10 +198,10 @@ class TraceReader:
                 # type a column holds.
                 for value, kind in zip(row, kinds, strict=True):
                     if type(value) not in kind:
-                        self._damaged("a column holds a value of the wrong type")
+                        raise self._damaged("a column holds a value of the wrong type")
                 yield row
         except sqlite3.DatabaseError as error:
-            self._refuse(error)
+            raise self._refusal(error) from error
         self._check_unchanged()
 
     def _session(self, row: tuple[Any, ...]) -> Session:
@@ -284,8 +211,8 @@ class TraceReader:
             if not (isinstance(command, list) and isinstance(rules, list)):
                 raise TypeError
             values["command"] = tuple(_argument(argument) for argument in command)
-        except (ValueError, TypeError, RecursionError):
-            self._damaged("a session's command or rules are not the JSON arrays they should be")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise self._damaged("a session's command or rules are no JSON array") from error
         return Session(**{**values, "rules": rules})
 
     def _check_unchanged(self) -> None:
@@ -297,67 +224,55 @@ class TraceReader:
         except OSError:
             return  # Deleted or moved: what is open stays as it was.
         if _stamp(status) != _stamp(self._status):
-            raise FlagshimError(
-                f"{self.path!r} was changed while it was read", "run the command again"
-            )
+            raise FlagshimError(f"{self.path}: changed while it was read", "run the command again")
 
-    def _damaged(self, detail: str) -> NoReturn:
+    def _damaged(self, detail: str) -> FlagshimError:
         self._check_unchanged()
-        raise FlagshimError(
-            f"{self.path!r} is damaged: {detail}",
-            "`sqlite3 TRACE .recover` may save a part of it",
+        return FlagshimError(
+            f"{self.path}: damaged: {detail}", "`sqlite3 TRACE .recover` may save a part of it"
         )
 
-    def _refuse(self, error: sqlite3.DatabaseError) -> NoReturn:
-        """Say what SQLite's error means for a trace."""
+    def _refusal(self, error: sqlite3.DatabaseError) -> FlagshimError:
+        """Return what SQLite's error means for a trace."""
+        # Python's own, about text that is not UTF-8, has no code.
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-        try:
-            if code == sqlite3.SQLITE_NOTADB:
-                raise FlagshimError(
-                    f"{self.path!r} is not a trace, nor any other SQLite database",
-                    "name a file that flagshim wrote",
+        match code:
+            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_ERROR:
+                return self._damaged(str(error))
+            case sqlite3.SQLITE_NOTADB:
+                return FlagshimError(f"{self.path}: not an SQLite database", _NAME_A_TRACE)
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+                return FlagshimError(f"{self.path}: locked by another program", "try again")
+            case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY:
+                if not os.access(self._file, os.R_OK, effective_ids=True):
+                    return _not_permitted(self.path)
+                return FlagshimError(
+                    f"{self.path}: SQLite cannot open it",
+                    "copy it, with the files of that name and -wal or -journal behind it, "
+                    "to a folder you can write to, and read the copy",
                 )
-            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise FlagshimError(f"{self.path!r} is locked by another process", "try again")
-            if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-                self._not_opened()
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
-                self._damaged(ascii(str(error))[1:-1])
-            raise FlagshimError(f"{self.path!r} cannot be read: {ascii(str(error))[1:-1]}")
-        except FlagshimError as refusal:
-            raise refusal from error
-
-    def _not_opened(self) -> NoReturn:
-        if not os.access(self._file, os.R_OK, effective_ids=True):
-            raise _not_permitted(self.path)
-        raise FlagshimError(
-            f"{self.path!r} cannot be opened by SQLite",
-            "copy it, with the files of the same name and -wal or -journal behind it, "
-            "to a folder you can write to, and read that",
-        )
+        return FlagshimError(f"{self.path}: {error}")
 
 
 def _regular_file(path: str) -> os.stat_result:
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FlagshimError(f"{path!r} does not exist", "name a file that flagshim wrote") from error
+        raise FlagshimError(f"{path}: no such file", _NAME_A_TRACE) from error
     except PermissionError as error:
         raise _not_permitted(path) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise FlagshimError(f"{path!r} cannot be read: {reason}") from error
+        raise FlagshimError(f"{path}: {reason}") from error
     if stat.S_ISDIR(status.st_mode):
-        raise FlagshimError(f"{path!r} is a directory", "name a trace in it")
+        raise FlagshimError(f"{path}: a directory", "name a trace in it")
     if not stat.S_ISREG(status.st_mode):
-        raise FlagshimError(f"{path!r} is not a regular file", "name a file that flagshim wrote")
+        raise FlagshimError(f"{path}: not a regular file", _NAME_A_TRACE)
     return status
 
 
 def _not_permitted(path: str) -> FlagshimError:
-    return FlagshimError(
-        f"{path!r} cannot be read: permission denied", "read it as its owner or as root"
-    )
+    return FlagshimError(f"{path}: permission denied", "read it as its owner or as root")
 
 
 def _is_at_rest(file: str) -> bool:

@@ -59,10 +59,6 @@ class TraceFile:
         version = self._pragma("user_version")
         empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if empty and not application_id:
-            # Readers never wait for the writer, nor it for them (https://sqlite.org/wal.html).
-            # Where the filesystem has no shared memory, SQLite stays with its rollback journal.
-            with contextlib.suppress(sqlite3.OperationalError):
-                self._db.execute("PRAGMA journal_mode = WAL")
             self._db.executescript(
                 f"BEGIN IMMEDIATE; {schema.DDL}"
                 f"PRAGMA application_id = {schema.APPLICATION_ID};"
@@ -73,9 +69,21 @@ class TraceFile:
         elif version != schema.VERSION:
             what = "a newer" if version > schema.VERSION else "an older"
             raise FlagshimError(f"{self.path}: a trace of {what} flagshim (schema {version})", hint)
-        else:
-            with contextlib.suppress(sqlite3.OperationalError):
-                self._db.execute("PRAGMA journal_mode = WAL")
+
+    def let_others_read(self) -> None:
+        """Keep readers from waiting for the writer, and it for them, until `leave_one_file`.
+
+        A write-ahead log does that (https://sqlite.org/wal.html). Where the filesystem has no
+        shared memory, SQLite stays with its rollback journal.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA journal_mode = WAL")
+
+    def leave_one_file(self) -> None:
+        """Fold the log into the trace, if nobody else is at it."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA busy_timeout = 0")
+            self._db.execute("PRAGMA journal_mode = DELETE")
 
     def _pragma(self, name: str) -> int:
         return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
@@ -127,10 +135,7 @@ class TraceFile:
         )
 
     def close(self) -> None:
-        """Leave one file behind, if nobody else is at it, and close."""
-        with contextlib.suppress(sqlite3.Error):
-            self._db.execute("PRAGMA busy_timeout = 0")
-            self._db.execute("PRAGMA journal_mode = DELETE")
+        """Close the connection."""
         self._db.close()
 
 

@@ -40,7 +40,7 @@ class TraceWriter:
         """Cleared, and failed all the same."""
         self.trouble = ""
         """What kept events from the trace, once `close` has returned."""
-        self._blind_spots: Counter[tuple[str, bytes]] = Counter()
+        self._blind_spots: Counter[tuple[str, str | bytes]] = Counter()
         self._new_blind_spots = False
         self._events: list[tuple[object, ...]] = []
         self._held_since = 0
@@ -75,7 +75,7 @@ class TraceWriter:
             self._held_since = time.time_ns()
         self._events.append(tuple(event))
 
-    def blind_spot(self, kind: str, program: bytes) -> None:
+    def blind_spot(self, kind: str, program: str | bytes) -> None:
         """Count something that may have opened files unseen."""
         self._blind_spots[kind, program] += 1
         self._new_blind_spots = True

@@ -1,7 +1,9 @@
 """Where downloaded kernels and built programs are kept between runs, outside the tree."""
 
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +61,9 @@ def built(target: Path) -> Iterator[Path]:
     An interrupted build leaves nothing under the name of a finished one. Of two
     builders at a time the first wins: the other's work is thrown away.
     """
+    for left in target.parent.glob(".building-*"):  # of a builder that was killed
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
         result = Path(scratch, target.name)
         result.mkdir()

@@ -1,6 +1,7 @@
 """What the guest tests share: one image, one folder, and a reason where there can be none."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from flagshim.errors import FlagshimError
 from tests.support import require
 
 from .image import Image, image
+from .kernel import VARIABLE
+from .refusals import Asked, count_asked
 from .requirements import obstacle
 from .share import share
 
@@ -28,6 +31,22 @@ def guest_image() -> Image:
     except FlagshimError as error:
         require("guest", str(error))
         raise
+
+
+@pytest.fixture(scope="session")
+def asked_by(guest_image: Image) -> Callable[[Path], Asked]:
+    """Count the calls with O_NOATIME in strace's log, or skip where the guest makes none."""
+
+    def count(log: Path) -> Asked:
+        asked = count_asked(log)
+        if not asked.all:
+            reason = f"Linux {guest_image.release} hands no O_NOATIME on to 9p; see kernel.py"
+            if not os.environ.get(VARIABLE):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        return asked
+
+    return count
 
 
 @pytest.fixture(scope="session")

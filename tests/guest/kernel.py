@@ -1,9 +1,8 @@
 """A guest's kernel: one of Debian's, taken from its package without being installed.
 
-Which one: that of the running Debian's metapackage, or what FLAGSHIM_GUEST_KERNEL
-says: a version ("6.12": the newest 6.12 of this Debian, of trixie or of its
-backports), or the exact name of a package. Once there it is kept: delete its
-folder in the cache to get a newer one.
+Which one: what FLAGSHIM_GUEST_KERNEL says, a version ("6.12": the newest 6.12 of
+this Debian or of OTHER_SUITES) or the exact name of a package, and else DEFAULT.
+Once there it is kept: delete its folder in the cache to get a newer one.
 """
 
 import os
@@ -21,9 +20,13 @@ from .apt import Apt, other_sources, own_sources
 from .packed import decompressed, unpacked_kernel
 
 VARIABLE = "FLAGSHIM_GUEST_KERNEL"
-METAPACKAGE = "linux-image-amd64"
-"""Not the cloud flavour: that one has no 9p."""
-OTHER_SUITES = ("trixie", "trixie-backports")
+DEFAULT = "6.1"
+"""Debian's last kernel that hands O_NOATIME on to a 9p server.
+
+6.12 and 7.3 were tried and do not: p9_client_open() masks the flags since "9p: Add
+additional debug flags and open modes" (P9L_MODE_MASK, include/net/9p/9p.h).
+"""
+OTHER_SUITES = ("bookworm", "trixie", "trixie-backports")
 
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 """What the guest needs, if it is not built in; what these depend on comes with them."""
@@ -49,7 +52,7 @@ def kernel(wanted: str | None = None) -> Kernel:
     """
     if wanted is None:
         wanted = os.environ.get(VARIABLE, "")
-    wanted = wanted or METAPACKAGE
+    wanted = wanted or DEFAULT
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", wanted):
         raise FlagshimError(f"{VARIABLE}={wanted}: neither a version nor a package's name")
     codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
@@ -68,7 +71,7 @@ def newest(version: str, names: Iterable[str]) -> str | None:
     """The package among `names` that is the newest kernel of a version.
 
     Of linux-image-6.1.0-56-amd64, linux-image-6.12.117+deb13-amd64 and the like;
-    the flavours -cloud- and -rt-, -unsigned and -dbg are not meant.
+    -cloud- (without 9p), -rt-, -unsigned and -dbg are not meant.
     """
     pattern = rf"linux-image-{re.escape(version)}(?!\d)[0-9a-z.+]*(-\d+)?-amd64"
     found = [name for name in names if re.fullmatch(pattern, name)]
@@ -106,7 +109,7 @@ def _resolve(wanted: str, codename: str, scratch: Path) -> tuple[Apt, list[str]]
         if found in names:
             return apt, _parts(found, apt)
     raise FlagshimError(
-        f"no kernel {wanted} in this Debian nor in {' and '.join(OTHER_SUITES)}",
+        f"no kernel {wanted} in this Debian nor in {', '.join(OTHER_SUITES)}",
         f"set {VARIABLE} to a version or a linux-image package that is there",
     )
 

@@ -3,6 +3,7 @@
 import lzma
 import os
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +94,15 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         build()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_build_left_goes_with_the_next(tmp_path: Path) -> None:
+    for name, age in (("old", 7200), ("going-on", 60)):
+        (tmp_path / f".building-{name}").mkdir()
+        os.utime(tmp_path / f".building-{name}", times=(time.time() - age,) * 2)
+    with cache.built(tmp_path / "image"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"image", ".building-going-on"}
 
 
 def test_the_first_of_two_builds_wins(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The QEMU that flagshim is for: without its fallback it fails every read of an overlay."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tests.support import require
 
 from .image import Image
-from .refusals import Trace, by_file, flagshim_prefix
+from .refusals import Asked, Trace, by_file, flagshim_prefix, strace_prefix
 from .requirements import unpatched_obstacle
 from .share import FILES, PARALLEL_READERS
 from .vm import Guest, GuestResult, Outcome, boot, unpatched_qemu
@@ -21,8 +22,18 @@ def _unpatched() -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(guest_image: Image, guest_share: Path) -> GuestResult:
-    return boot(Guest(guest_image, guest_share, qemu=unpatched_qemu()))
+def alone(
+    guest_image: Image,
+    guest_share: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    asked_by: Callable[[Path], Asked],
+) -> GuestResult:
+    log = tmp_path_factory.mktemp("strace") / "log"
+    prefix = strace_prefix(log)
+    result = boot(Guest(guest_image, guest_share, qemu=unpatched_qemu(), prefix=prefix))
+    assert result.outcome is Outcome.REPORTED, result.account
+    assert asked_by(log).refused > FILES
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +48,6 @@ def supervised(guest_image: Image, guest_share: Path, trace_file: Path) -> Guest
 
 
 def test_alone_every_read_fails(alone: GuestResult) -> None:
-    assert alone.outcome is Outcome.REPORTED, alone.account
     read = alone.steps["read-lower"]
     assert not read.ok
     assert read.detail.startswith(f"0/{FILES} "), read
@@ -73,6 +83,7 @@ def test_supervised_qemu_meets_no_failed_assertion(supervised: GuestResult) -> N
     assert supervised.exit_status == 0, supervised.account
 
 
+@pytest.mark.usefixtures("alone")
 def test_supervised_each_open_and_its_f_setfl_are_cleared(
     supervised: GuestResult, trace_file: Path
 ) -> None:

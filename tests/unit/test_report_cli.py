@@ -339,6 +339,7 @@ def test_events_limit_and_since(tmp_path):
 
     assert paths() == [str(n) for n in range(23)]
     assert paths("--limit", "3") == ["20", "21", "22"]
+    assert paths("--limit", str(2**63)) == paths()
     assert paths("--since", "2023-11-15T03:43:41") == ["21", "22"]
     assert paths("--since", "2023-11-14T22:13:41Z", "--limit", "1") == ["22"]
     assert paths("--since", "2023-11-16") == []
@@ -400,7 +401,7 @@ def test_paths_limit(tmp_path):
         assert [row["opens"] for row in csv.DictReader(io.StringIO(some))] == ["23", "22"]
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "x", "1.5", str(2**63)])
+@pytest.mark.parametrize("limit", ["0", "-1", "x", "1.5"])
 def test_limit_must_be_positive(tmp_path, limit):
     assert "--limit" in usage_error(small(tmp_path / "t.db"), "--limit", limit)
 
