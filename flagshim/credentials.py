@@ -64,7 +64,9 @@ def mount_namespace_of(tid: int | str) -> str:
 
 def _shares_view(tid: int, mount_namespace: str) -> bool:
     try:
-        return mount_namespace_of(tid) == mount_namespace and os.readlink(f"/proc/{tid}/root") == "/"
+        return (
+            mount_namespace_of(tid) == mount_namespace and os.readlink(f"/proc/{tid}/root") == "/"
+        )
     except OSError:  # a thread we may trace, but not look into (non-dumpable)
         return False
 

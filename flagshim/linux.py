@@ -59,11 +59,13 @@ _SECCOMP_MODE_FILTER = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _function(name: str, *argtypes: type, restype: type = ctypes.c_long) -> "ctypes._NamedFuncPointer":
+def _function(
+    name: str, *argtypes: type, restype: type = ctypes.c_long
+) -> "ctypes._NamedFuncPointer":
     function = getattr(_libc, name)
     function.argtypes = argtypes
     function.restype = restype
-    return function
+    return function  # type: ignore[no-any-return]
 
 
 def _failure(what: str = "") -> OSError:
@@ -167,7 +169,8 @@ _MEMORY_CALL = (
 _process_vm_readv = _function("process_vm_readv", *_MEMORY_CALL)
 _process_vm_writev = _function("process_vm_writev", *_MEMORY_CALL)
 _local_buffer = ctypes.create_string_buffer(_PAGE)
-_local = _IoVec(ctypes.addressof(_local_buffer), _PAGE)
+_local_buffer_at = ctypes.addressof(_local_buffer)
+_local = _IoVec(_local_buffer_at, _PAGE)
 _local_at = ctypes.addressof(_local)
 _remote = (_IoVec * 2)()
 _remote_at = ctypes.addressof(_remote)
@@ -189,12 +192,12 @@ def read_memory(tid: int, address: int, size: int) -> bytes:
     count = _process_vm_readv(tid, _local_at, 1, _remote_at, 2 if size > first else 1, 0)
     if count < 0:
         raise _failure()
-    return _local_buffer[:count]
+    return ctypes.string_at(_local_buffer_at, count)
 
 
 def write_memory(tid: int, address: int, data: bytes) -> None:
     """Write `data` (at most a page) where the thread itself could write it."""
-    _local_buffer[: len(data)] = data
+    ctypes.memmove(_local_buffer_at, data, len(data))
     _local.length = _remote_first.length = len(data)
     _remote_first.base = address
     count = _process_vm_writev(tid, _local_at, 1, _remote_at, 1, 0)

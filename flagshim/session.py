@@ -77,7 +77,8 @@ def supervise(
 
 def _check_command(command: str) -> None:
     """Find the everyday mistakes before a trace is made; exec(2) finds the others."""
-    if not command or shutil.which(command, os.F_OK) is None and not os.path.isdir(command):
+    found = shutil.which(command, os.F_OK) or os.path.isdir(command)
+    if not command or not found:
         raise command_failure(command or "''", errno.ENOENT)
     if os.path.isdir(command) and "/" in command:
         raise command_failure(command, errno.EACCES)

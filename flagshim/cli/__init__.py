@@ -8,6 +8,7 @@ import click
 
 from flagshim import __version__
 from flagshim.errors import EXIT_FAILURE, FlagshimError
+from flagshim.reports.text import printable
 
 _COMMANDS = ("run", "report", "doctor")
 
@@ -71,8 +72,6 @@ def _main() -> int:
 
 
 def _complain(text: str, exit_code: int = EXIT_FAILURE) -> int:
-    from flagshim.reports.text import printable
-
     print(f"flagshim: {printable(text)}", file=sys.stderr)
     return exit_code
 

@@ -104,7 +104,7 @@ def start(
     argv: list[bytes],
     filter_program: bytes,
     user: User | None,
-    signal_mask: set[signal.Signals],
+    signal_mask: set[int | signal.Signals],
     chld_ignored: bool,
 ) -> Child:
     """Fork a child, seize it, and have it wait for `Child.release`.
@@ -172,7 +172,7 @@ def _install(filter_program: bytes) -> None:
         install_seccomp_filter(filter_program)
 
 
-def _restore_signals(signal_mask: set[signal.Signals], chld_ignored: bool) -> None:
+def _restore_signals(signal_mask: set[int | signal.Signals], chld_ignored: bool) -> None:
     for number in _IGNORED_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -4,12 +4,12 @@ import errno
 import os
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from ptrace.binding.linux_struct import user_regs_struct
 
 from flagshim import tracee
 from flagshim.credentials import Credentials, mount_namespace_of, read_credentials
+from flagshim.engines.sink import Sink
 from flagshim.engines.threads import OpenCall, Process, Thread
 from flagshim.linux import (
     AT_FDCWD,
@@ -21,7 +21,7 @@ from flagshim.linux import (
     read_memory,
 )
 from flagshim.openflags import access_mode
-from flagshim.rules import Rule, Verdict, decide, flag_bits, fold_path, noatime_refusal
+from flagshim.rules import Rule, decide, flag_bits, fold_path, noatime_refusal
 from flagshim.seccomp import kind_of
 from flagshim.syscalls import ABI_BY_AUDIT_ARCH, ARGUMENTS, OPEN_HOW_MIN, X32_BIT, Abi, Kind
 from flagshim.trace.events import Decision, OpenEvent, Reason
@@ -40,16 +40,6 @@ _OFFSET = {name: getattr(user_regs_struct, name).offset for name, _ in user_regs
 _INSTRUCTION_POINTER = _OFFSET["rip"]
 _RESULT = _OFFSET["rax"]
 _NUMBER = _OFFSET["orig_rax"]
-
-
-class Sink(Protocol):
-    """Where an engine puts what it saw."""
-
-    def record(self, event: OpenEvent) -> None:
-        """Take one finished call."""
-
-    def blind_spot(self, kind: str, program: str | bytes) -> None:
-        """Count something that may have opened files unseen."""
 
 
 class OpenHandler:
@@ -180,7 +170,9 @@ class OpenHandler:
         )  # fmt: skip
         if verdict.rule:
             call.rules.append(verdict.rule)
-        self._predict(thread, call, full if path != b"" and not resolve & _RESOLVE_IN_ROOT else None)
+        self._predict(
+            thread, call, full if path != b"" and not resolve & _RESOLVE_IN_ROOT else None
+        )
         return call
 
     def _predict(self, thread: Thread, call: OpenCall, full: bytes | None) -> None:

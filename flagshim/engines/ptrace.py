@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 
 from flagshim.engines.launch import Child, User, start
-from flagshim.engines.opens import OpenHandler, Sink
+from flagshim.engines.opens import OpenHandler
+from flagshim.engines.sink import Sink
 from flagshim.engines.stops import FORWARDED, TERMINAL_STOPS, Stops
 from flagshim.engines.threads import Thread
 from flagshim.linux import (
@@ -34,24 +35,12 @@ _RETRY_SECONDS = 0.1
 _SAME_SIGNAL_SECONDS = 1.0
 
 
-class TraceSink(Sink):
-    """A sink that keeps what it is given until it finds time to write."""
-
-    def flush(self) -> bool:
-        """Hand on what is held without waiting; False if something could not be handed on."""
-        raise NotImplementedError
-
-    def flush_if_due(self) -> None:
-        """Hand on what has been held for long enough."""
-        raise NotImplementedError
-
-
 class PtraceEngine:
     """Runs one command and everything it starts under ptrace."""
 
     name = "ptrace"
 
-    def __init__(self, rules: Sequence[Rule], sink: TraceSink) -> None:
+    def __init__(self, rules: Sequence[Rule], sink: Sink) -> None:
         self._sink = sink
         self._filter = build_filter(flag_bits(rules), bits_of("O_PATH", MACHINE))
         self._handler = OpenHandler(rules, sink)

@@ -3,7 +3,8 @@
 import os
 import sys
 
-from flagshim.engines.ptrace import PtraceEngine, TraceSink
+from flagshim.engines.ptrace import PtraceEngine
+from flagshim.engines.sink import Sink
 from flagshim.rules import BUILT_IN
 from flagshim.trace.events import Decision, OpenEvent
 
@@ -20,12 +21,12 @@ except OSError as error:
 """
 
 
-def open_supervised(user: str, path: str) -> tuple[int, list[str]]:
+def open_supervised(user: str, path: str) -> tuple[int, list[str | bytes | None]]:
     """Open `path` with O_NOATIME under the engine, as `user` unless that is "".
 
     Returns:
         The errno of the open, 0, or minus a fatal signal; and the paths of the opens that
-        the engine cleared the flag from and saw succeed.
+        the engine cleared the flag from and saw succeed, None where not known.
 
     Raises:
         FlagshimError: the engine does not work here.
@@ -36,15 +37,15 @@ def open_supervised(user: str, path: str) -> tuple[int, list[str]]:
     return os.waitstatus_to_exitcode(status), sink.paths
 
 
-class _Opened(TraceSink):
+class _Opened(Sink):
     """Keeps what a trace would say was opened thanks to us."""
 
     def __init__(self) -> None:
-        self.paths: list[str] = []
+        self.paths: list[str | bytes | None] = []
 
     def record(self, event: OpenEvent) -> None:
         if event.decision == Decision.CLEARED and event.errno is None:
-            self.paths.append(str(event.path))
+            self.paths.append(event.path)
 
     def blind_spot(self, kind: str, program: str | bytes) -> None:
         """There is none in an open."""

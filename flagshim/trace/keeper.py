@@ -117,9 +117,7 @@ class _Keeper:
             return
         try:
             lost = self.lost + self._lost_before
-            self._trace.append(
-                self._session_id, self._events, self._seen, lost, self._blind_spots
-            )
+            self._trace.append(self._session_id, self._events, self._seen, lost, self._blind_spots)
         except sqlite3.Error as error:
             if not self.trouble:
                 self.trouble = str(error)

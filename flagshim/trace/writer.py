@@ -122,7 +122,7 @@ class TraceWriter:
             self.lost, self.trouble = self.seen, "the process that writes it was killed"
 
     def _post(self, message: tuple[object, ...]) -> None:
-        body = marshal.dumps(message)
+        body = marshal.dumps(message)  # type: ignore[arg-type]
         self._outbox += HEADER.pack(len(body)) + body
 
     def _send(self) -> bool:

@@ -69,7 +69,10 @@ def fuse_layers(place: Place) -> Iterator[tuple[list[str], Path]]:
     layers = f"lowerdir={place.path}/lower,upperdir={place.path}/upper,workdir={place.path}/work"
     mount = place.path / "merged"
     # In the foreground; root opens the FUSE device, so that the server may be anybody.
-    yield ["fuse-overlayfs", "-f", "-o", f"{layers},squash_to_uid={NOBODY},allow_other", str(mount)], mount
+    yield (
+        ["fuse-overlayfs", "-f", "-o", f"{layers},squash_to_uid={NOBODY},allow_other", str(mount)],
+        mount,
+    )
     subprocess.run(["umount", "-l", mount], capture_output=True, check=False)
 
 

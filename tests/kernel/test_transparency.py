@@ -27,7 +27,12 @@ def test_fatal_signal_is_raised_again(run: Runner, number: int) -> None:
 
 @pytest.mark.parametrize(
     ("argv", "status"),
-    [(["/no/such/program"], 127), (["no-such-program"], 127), (["/etc/passwd"], 126), (["/tmp"], 126)],
+    [
+        (["/no/such/program"], 127),
+        (["no-such-program"], 127),
+        (["/etc/passwd"], 126),
+        (["/tmp"], 126),
+    ],
 )
 def test_command_that_cannot_start(run: Runner, argv: list[str], status: int) -> None:
     shim = run.supervised(argv)
@@ -125,7 +130,9 @@ def test_supervisor_lets_go_of_what_the_program_closes(run: Runner) -> None:
     assert process.wait(timeout=SECONDS) == 0
 
 
-@pytest.mark.parametrize("mode", ["thread-exec", "zombie-leader", "vfork", "orphan", "clone0", "open"])
+@pytest.mark.parametrize(
+    "mode", ["thread-exec", "zombie-leader", "vfork", "orphan", "clone0", "open"]
+)
 def test_awkward_places_to_open_from(build: Build, run: Runner, place: Place, mode: str) -> None:
     awkward = build("awkward")
     assert run.native([awkward, mode, str(place.file)]).returncode == 1
@@ -247,7 +254,9 @@ def test_job_control(run: Runner) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(REPOSITORY)
-        os.execvp("sh", ["sh", "-c", "set -m; \"$@\"; echo status $?; fg; echo status $?", "sh", *argv])
+        os.execvp(
+            "sh", ["sh", "-c", 'set -m; "$@"; echo status $?; fg; echo status $?', "sh", *argv]
+        )
     output = b""
     try:
         while b"ready" not in output:
@@ -341,7 +350,9 @@ def test_x32_is_noticed(build: Build, run: Runner, place: Place) -> None:
 
 def test_signal_to_the_group_arrives_once(run: Runner) -> None:
     """`kill %1` and timeout(1) send to the group; CMD is in ours and gets it without us."""
-    script = "trap 'echo term' TERM; echo ready; n=0; while [ $n -lt 5 ]; do sleep 0.1; n=$((n+1)); done"
+    script = (
+        "trap 'echo term' TERM; echo ready; n=0; while [ $n -lt 5 ]; do sleep 0.1; n=$((n+1)); done"
+    )
     argv = run.command(["sh", "-c", script], user=None)
     process = subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=REPOSITORY,
