@@ -51,7 +51,7 @@ def main() -> None:
 def _main() -> int:
     _claim_standard_descriptors()
     try:
-        result = cli(standalone_mode=False)
+        result = cli(prog_name="flagshim", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.ctx.get_help(), file=sys.stderr)
         return EXIT_FAILURE
