@@ -225,16 +225,19 @@ def test_mount_namespace_and_chroot(run: Runner, place: Place) -> None:
 
 def test_term_is_passed_on(run: Runner) -> None:
     """`kill` of the PID one knows, flagshim's, ends the program as it chooses to end."""
-    argv = run.command(["sh", "-c", "trap 'exit 9' TERM; echo ready; while :; do read x; done"])
+    script = "trap 'exit 9' TERM; echo ready; while read x; do :; done"
     process = subprocess.Popen(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        run.command(["sh", "-c", script]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         cwd=REPOSITORY,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    process.terminate()
-    assert process.wait(timeout=SECONDS) == 9
-    process.communicate()
+    )
+    with process:  # closes stdin at the latest, which ends the loop
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.terminate()
+        assert process.wait(timeout=SECONDS) == 9
 
 
 def test_sigkill_of_the_program_in_the_middle_of_its_opens(
