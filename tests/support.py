@@ -4,6 +4,7 @@ import os
 import sqlite3
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def flagshim_command() -> list[str]:
     return [sys.executable, "-m", "flagshim"]
 
 
-def rows(trace: Path, query: str) -> list[tuple]:
+def rows(trace: Path, query: str) -> list[tuple[Any, ...]]:
     """Run a query on a trace file."""
     connection = sqlite3.connect(f"file:{trace}?mode=ro", uri=True)
     try:

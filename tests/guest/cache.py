@@ -21,7 +21,7 @@ def root() -> Path:
 
 
 def folder(*names: str) -> Path:
-    """A folder below root(), made if need be, that every user may read."""
+    """A folder below root(), made if need be, that every user may enter."""
     path = root()
     path.mkdir(parents=True, exist_ok=True)
     for part in ("", *names):
