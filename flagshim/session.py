@@ -16,6 +16,7 @@ from flagshim import __version__
 from flagshim.engines.launch import User, command_failure
 from flagshim.engines.ptrace import PtraceEngine
 from flagshim.rules import MACHINE, Rule
+from flagshim.trace.events import text_or_bytes
 from flagshim.trace.store import TraceFile
 from flagshim.trace.writer import TraceWriter
 
@@ -95,7 +96,7 @@ def _session_row(
         "kernel": platform.release(),
         "machine": MACHINE,
         "uid": user.uid if user else os.getuid(),
-        "cwd": os.fsencode(os.getcwd()).decode(errors="backslashreplace"),
+        "cwd": text_or_bytes(os.getcwdb()),
         "command": json.dumps(list(argv)),
         "rules": json.dumps([_rule_as_json(rule) for rule in rules]),
     }

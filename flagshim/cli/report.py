@@ -1,7 +1,6 @@
 """flagshim report: what a trace says."""
 
 import io
-import os
 import re
 import shutil
 import signal
@@ -128,16 +127,11 @@ def _output(format_: str) -> Iterator[io.TextIOWrapper]:
         yield out
         out.flush()
     except OSError as error:
-        _discard_output()
+        with suppress(OSError):
+            out.close()  # or Python would complain at its end about what is still in the buffer
         raise FlagshimError(f"the report cannot be written: {error.strerror}") from error
     finally:
         signal.signal(signal.SIGPIPE, handler)
-        with suppress(OSError):
-            out.detach()
-
-
-def _discard_output() -> None:
-    """Let go of what is left in the buffers, which Python would fail to write at its end."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
+        if not out.closed:
+            with suppress(OSError):
+                out.detach()

@@ -24,7 +24,7 @@ from flagshim.openflags import access_mode
 from flagshim.rules import Rule, decide, flag_bits, fold_path, noatime_refusal
 from flagshim.seccomp import kind_of
 from flagshim.syscalls import ABI_BY_AUDIT_ARCH, ARGUMENTS, OPEN_HOW_MIN, X32_BIT, Abi, Kind
-from flagshim.trace.events import Decision, OpenEvent, Reason
+from flagshim.trace.events import Decision, OpenEvent, Reason, text_or_bytes
 
 _ERESTARTSYS, _ERESTART_RESTARTBLOCK = 512, 516  # include/linux/errno.h
 _RED_ZONE = 128
@@ -342,11 +342,11 @@ class OpenHandler:
             call.time_ns,
             thread.tid,
             process.pid,
-            _text(process.program),
+            text_or_bytes(process.program),
             call.arguments.syscall,
             call.abi.name,
-            None if call.path is None else _text(call.path),
-            None if resolved is None else _text(resolved),
+            None if call.path is None else text_or_bytes(call.path),
+            None if resolved is None else text_or_bytes(resolved),
             "-" if call.kind is Kind.SETFL else access_mode(call.flags),
             _as_stored(call.flags),
             _as_stored(call.flags & ~call.cleared),
@@ -383,7 +383,7 @@ class OpenHandler:
         return thread.process
 
     def _blind_spot(self, thread: Thread, kind: str) -> None:
-        self._sink.blind_spot(kind, _text(self._process(thread).program))
+        self._sink.blind_spot(kind, text_or_bytes(self._process(thread).program))
 
 
 def _signed(register: int) -> int:
@@ -395,14 +395,6 @@ def _signed(register: int) -> int:
 def _dirfd(kind: Kind, values: Sequence[int]) -> int:
     position = ARGUMENTS[kind].dirfd
     return AT_FDCWD if position is None else _signed(values[position])
-
-
-def _text(name: bytes) -> str | bytes:
-    """Return text where the bytes are UTF-8, the bytes themselves where not."""
-    try:
-        return name.decode()
-    except UnicodeDecodeError:
-        return name
 
 
 def _as_stored(flags: int) -> int:

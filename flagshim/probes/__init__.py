@@ -26,6 +26,7 @@ __all__ = [
 
 PROBES: tuple[Probe, ...] = (
     host.architecture,
+    host.proc,
     tracing.ptrace,
     tracing.yama,
     tracing.syscall_info,

@@ -36,7 +36,7 @@ def i386() -> Answer:
     if status == _CANNOT_EXEC:
         return limited("not tried: nothing can be executed out of memory (memfd_create(2))", "")
     if status in (errno.ENOEXEC, -signal.SIGSYS, -signal.SIGSEGV):
-        return works("programs of 32 bits do not run on this kernel, so that none escapes")
+        return works("programs of 32 bits do not run here, so that none escapes")
     return limited(f"a program of 32 bits ended with {status}, not {_SEVEN}", "")
 
 
@@ -91,7 +91,7 @@ def x32() -> Answer:
         return works(_NOT_X86)
     status = child_status(lambda: 0 if raw_syscall(_NR_X32_GETPID) == os.getpid() else 1)
     if status:
-        return works("x32 programs do not run on this kernel, so that none escapes")
+        return works("x32 programs do not run here, so that none escapes")
     return limited(
         "opens of x32 programs are reported, not rewritten", "build such programs for x86-64"
     )

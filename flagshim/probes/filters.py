@@ -29,7 +29,8 @@ def seccomp() -> Answer:
             return limited(
                 "filters install with no_new_privs only: set-user-ID programs that CMD starts "
                 "run without their privileges",
-                "run flagshim as root (with -u USER) if CMD needs such programs",
+                "run flagshim as root with CAP_SYS_ADMIN, which root in a container often lacks, "
+                "and CMD with -u USER, if CMD needs such programs",
             )
     if refusal < 0:
         return no("a seccomp filter kills who installs another", "have the filter allow seccomp")

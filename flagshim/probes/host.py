@@ -35,6 +35,17 @@ def architecture() -> Answer:
     return no(f"the ptrace engine does not know {machine}'s registers", "use an x86-64 machine")
 
 
+@probe("proc", needed=True)
+def proc() -> Answer:
+    """Read about ourselves what the engine reads about programs."""
+    try:
+        os.readlink("/proc/self/ns/mnt")
+        with open("/proc/self/status"), open("/proc/self/environ"):
+            return works("/proc is mounted")
+    except OSError as error:
+        return no(f"{error.filename}: {error.strerror}", "mount -t proc proc /proc")
+
+
 @probe("container")
 def container() -> Answer:
     """Tell what we are shut up in."""

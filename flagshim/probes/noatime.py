@@ -11,7 +11,7 @@ from flagshim.probes.trial import REPORT_IT, attempt
 _FOREIGN = ("/etc/passwd", "/etc/os-release", "/etc", "/usr", "/", "/proc/version")
 """What everybody may read, and usually nobody but root owns."""
 _OTHER_USERS = (65534, 1, 1000)
-_SEE_OTHERS = "see the lines about architecture, ptrace, seccomp and libseccomp"
+_SEE_OTHERS = "see the other lines that say no"
 
 
 @probe("end-to-end", needed=True)
@@ -34,6 +34,8 @@ def end_to_end() -> Answer:
         code, traced = open_supervised(user, path)
     except FlagshimError as error:
         return no(error.message, _SEE_OTHERS)
+    except OSError as error:
+        return no(f"{error.filename}: {error.strerror}", _SEE_OTHERS)
     if code:
         cause = os.strerror(code) if code > 0 else f"killed by signal {-code}"
         return no(f"{who} opening {path} under flagshim: {cause}", _SEE_OTHERS)

@@ -49,7 +49,7 @@ def _refused(pid: int, error: OSError) -> Answer:
         )
     if (answered := _answer_to_nonsense(pid)) != errno.ESRCH:
         return no(
-            f"a seccomp filter answers all of ptrace with {errno.errorcode[answered]}, "
+            f"a seccomp filter answers all of ptrace with {errno.errorcode.get(answered)}, "
             "as Docker's profile did before Linux 4.8",
             "have the container's profile allow ptrace: docker run --cap-add SYS_PTRACE, "
             "or --security-opt seccomp=FILE",
@@ -138,7 +138,7 @@ def _yama_scope() -> int | None:
 
 def _has_sys_ptrace() -> bool:
     cap_sys_ptrace = 19
-    return bool(int(status_field("CapEff"), 16) >> cap_sys_ptrace & 1)
+    return bool(int(status_field("CapEff") or "0", 16) >> cap_sys_ptrace & 1)
 
 
 @probe("syscall-info", needed=True)
@@ -224,7 +224,7 @@ def _start_child() -> int:
 
 def status_field(name: str, pid: int | str = "self") -> str:
     """Return a field of /proc/PID/status (proc(5)), or "" where there is none."""
-    with open(f"/proc/{pid}/status", errors="backslashreplace") as file:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", errors="replace") as file:
         for line in file:
             key, _, value = line.partition(":")
             if key == name:

@@ -35,7 +35,7 @@ def attempt(look: Callable[[], list[str]], seconds: float = SECONDS) -> list[str
     Raises:
         TrialError: no answer.
     """
-    with _hearing_of_children(), _memory() as answer:
+    with _responsible(), _memory() as answer:
         pid = _start(look, answer.fileno())
         try:
             ended = _has_ended(pid, seconds)
@@ -119,11 +119,14 @@ def _try(look: Callable[[], list[str]], answer: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _hearing_of_children() -> Iterator[None]:
-    """Have children, and theirs when they die before them, wait to be reaped by us."""
-    handler = signal.getsignal(signal.SIGCHLD)
-    if handler is signal.SIG_IGN:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def _responsible() -> Iterator[None]:
+    """Have all that comes of a child wait to be reaped by us, and nothing end us before that."""
+    former = {}
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        former[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            former[number] = signal.signal(number, signal.default_int_handler)
     subreaper = is_child_subreaper()
     with contextlib.suppress(OSError):
         set_child_subreaper(True)
@@ -132,8 +135,8 @@ def _hearing_of_children() -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             set_child_subreaper(subreaper)
-        if handler is signal.SIG_IGN:
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _has_ended(pid: int, seconds: float) -> bool:

@@ -98,9 +98,11 @@ def _session_lines(
     yield "", f"{tally.still_refused} still refused after clearing, {tally.failed} failed otherwise"
     if missing := seen - session.lost - tally.opens:
         yield "", f"{missing} not in the trace{' yet' if session.ended_ns is None else ''}"
-    for number, spot in enumerate(blind_spots):
-        what = f"{printable(spot.kind)}: {printable(spot.program)}, {spot.count} times"
+    for number, spot in enumerate(blind_spots[:TOP]):
+        what = f"{printable(spot.kind)}: {printable(spot.program)}, {spot.count}x"
         yield "" if number else "unseen", what
+    if len(blind_spots) > TOP:
+        yield "", f"and {len(blind_spots) - TOP} more; --format json has them all"
 
 
 def _events(events: Iterator[TracedEvent], out: TextIO, width: int | None) -> None:
@@ -171,10 +173,10 @@ def _tally_table(rows: Sequence[NamedTally], title: str, width: int | None) -> s
     taken = sum(max(map(len, column)) + gap for column in zip(*numbers, strict=True))
     room = None if width is None else max(width - taken, _NARROWEST)
     names = [title.upper(), *(shorten(printable(row.name), room) for row in rows)]
-    # Headings as rows: tabulate would make their columns wider than need be.
+    # Headings as a row: tabulate would else make columns wider than need be, and take
+    # files called 007 and 1e5 for numbers.
     return tabulate(
         [[*cells, name] for cells, name in zip(numbers, names, strict=True)],
         tablefmt="plain",
-        disable_numparse=True,  # a file may be called 007 or 1e5
         colalign=("right",) * len(numbers[0]) + ("left",),
     )

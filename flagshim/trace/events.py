@@ -64,3 +64,11 @@ class OpenEvent(NamedTuple):
     """Name of the error (EPERM), None if the call succeeded or never returned."""
     tries: int
     """How many times the kernel was asked."""
+
+
+def text_or_bytes(name: bytes) -> str | bytes:
+    """Return text where the bytes are UTF-8, the bytes themselves where not."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name

@@ -49,7 +49,8 @@ _TALLY_KINDS: _Kinds = (_INT,) * len(Tally._fields)
 class TraceReader:
     """A trace opened for reading, as it was at one moment: a context manager.
 
-    Nothing is written, neither to the trace nor beside it. A supervisor may go on
+    Nothing is written, neither to the trace nor beside it, but for the -shm file that
+    SQLite makes where a killed writer left only a -wal file. A supervisor may go on
     writing meanwhile; what it writes after the reader was opened is not seen.
 
     Args:

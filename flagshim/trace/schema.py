@@ -17,7 +17,7 @@ CREATE TABLE session (
     kernel      TEXT NOT NULL,
     machine     TEXT NOT NULL,     -- architecture whose open flags the events carry
     uid         INTEGER NOT NULL,  -- the user CMD was started as
-    cwd         TEXT NOT NULL,
+    cwd         NOT NULL,          -- TEXT or BLOB, as `program`
     command     TEXT NOT NULL,     -- JSON array
     rules       TEXT NOT NULL,     -- JSON array of the rules in force
     exit_status INTEGER,           -- of CMD; negative: minus the fatal signal

@@ -251,6 +251,24 @@ def test_without_libseccomp_it_is_said_by_name(tmp_path: Path) -> None:
     assert "the engine cannot be loaded" in found["end-to-end"]["detail"]
 
 
+@pytest.mark.usefixtures("can_run")
+def test_without_proc_it_is_said_and_nothing_crashes() -> None:
+    require("unshare", None if shutil.which("unshare") else "not installed")
+    tried = subprocess.run(
+        ["unshare", "--mount", "umount", "-l", "/proc"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    require("unshare", tried.stderr or None)
+    status, found = _doctor("unshare", "--mount", "sh", "-c", 'umount -l /proc; exec "$@"', "sh")
+    assert status == 125
+    assert {name for name, entry in found.items() if entry["status"] == "no"} == {
+        "proc", "end-to-end",
+    }  # fmt: skip
+    assert "/proc/self/ns/mnt" in found["proc"]["detail"]
+    assert all("could not be found out" not in entry["detail"] for entry in found.values()), found
+
+
+@pytest.mark.usefixtures("can_run")
 def test_alone_in_a_user_namespace_nothing_is_refused() -> None:
     unshare = ["unshare", "--user", "--map-root-user"]
     require("userns", None if shutil.which("unshare") else "no unshare(1)")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import NOBODY, Place, Runner
+from tests.kernel.conftest import NOBODY, Build, Place, Runner
 from tests.support import require, rows
 
 
@@ -114,7 +114,7 @@ def test_client_of_fuse_overlayfs(fuse_layers: tuple[list[str], Path], run: Runn
 
 
 def test_server_and_client_of_a_fuse_filesystem_under_one_supervisor(
-    fuse_layers: tuple[list[str], Path], run: Runner
+    fuse_layers: tuple[list[str], Path], run: Runner, build: Build
 ) -> None:
     """The supervisor may not wait for a filesystem whose server waits for the supervisor."""
     argv, mount = fuse_layers
@@ -124,10 +124,12 @@ def test_server_and_client_of_a_fuse_filesystem_under_one_supervisor(
     script = (
         'mount=$1; shift; setpriv --bounding-set -fowner --inh-caps -fowner "$@" & '
         "until mountpoint -q $mount; do :; done;"
-        "setpriv --reuid 65534 --clear-groups dd iflag=noatime if=$mount/file status=none;"
+        f"setpriv --reuid 65534 --clear-groups {build('storm')} 3 1 997 $mount/file; echo $?;"
         "umount $mount; wait"
     )
     shim = run.supervised(["sh", "-c", script, "sh", str(mount), *argv], user=None)
-    assert shim.out == "lower\n", shim.err
-    programs = {row[0] for row in shim.events("program")}
-    assert programs == {"fuse-overlayfs", "dd"}
+    assert shim.out == "0\n", shim.err
+    assert dict(shim.events("program, count(*)", "1 GROUP BY program")) == {
+        "fuse-overlayfs": 997,
+        "storm": 997,
+    }

@@ -192,19 +192,30 @@ def test_relative_path_double_slash_and_symbolic_link(tmp_path, monkeypatch):
             assert len(reader.sessions()) == 1
 
 
-@pytest.mark.parametrize("journal", ["WAL", "DELETE"])
-def test_one_moment_of_a_trace_that_is_being_written(tmp_path, journal):
-    trace = Trace(tmp_path / "t.db", journal)
+def test_one_moment_of_a_trace_that_is_being_written(tmp_path):
+    trace = Trace(tmp_path / "t.db")
+    trace.session(ended_ns=None)
+    trace.event()
+    with TraceReader(trace.path) as reader:
+        trace.event()
+        assert len(list(reader.events())) == 1
+        trace.event()
+        assert reader.by_session()[1].opens == 1
+    with TraceReader(trace.path) as reader:
+        assert len(list(reader.events())) == 3
+    trace.close()
+
+
+def test_one_moment_of_a_trace_without_wal_that_is_being_written(tmp_path):
+    trace = Trace(tmp_path / "t.db", journal="DELETE")
+    trace.db.execute("PRAGMA busy_timeout = 0")
     trace.session(ended_ns=None)
     trace.event()
     with TraceReader(trace.path) as reader:
         assert len(list(reader.events())) == 1
-        if journal == "WAL":
-            trace.event()
-            assert len(list(reader.events())) == 1
-            assert reader.by_session()[1].opens == 1
-    if journal == "DELETE":
-        trace.event()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            trace.session()
+    trace.event()
     with TraceReader(trace.path) as reader:
         assert len(list(reader.events())) == 2
     trace.close()
@@ -278,8 +289,12 @@ def killed(source: Path, target: Path) -> Path:
 
 
 def test_writer_was_killed(tmp_path, public):
-    with TraceReader(killed(tmp_path, public)) as reader:
-        assert len(list(reader.events())) == 1
+    path = killed(tmp_path, public)
+    before = {file: file.read_bytes() for file in public.iterdir()}
+    for _ in range(2):
+        with TraceReader(path) as reader:
+            assert len(list(reader.events())) == 1
+    assert {file: file.read_bytes() for file in before} == before
 
 
 def test_writer_was_killed_and_the_folder_cannot_be_written_to(tmp_path, public):
@@ -312,6 +327,7 @@ def test_trace_deleted_while_read(tmp_path):
 def test_reader_keeps_the_locks_of_a_writer_in_the_same_process(tmp_path):
     trace = Trace(tmp_path / "t.db")
     trace.session()
+    trace.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # -wal is there, but empty
     with TraceReader(trace.path) as reader:
         reader.sessions()
     code = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('PRAGMA journal_mode=DELETE')"

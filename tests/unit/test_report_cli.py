@@ -3,21 +3,18 @@ import csv
 import io
 import json
 import os
-import pty
 import re
 import shlex
 import subprocess
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from flagshim.cli.report import report
 from flagshim.errors import FlagshimError
 from flagshim.trace.events import OpenEvent
+from tests.unit.reportrunner import process, run, usage_error
 from tests.unit.tracebuilder import (
     FAILED,
     KEPT,
@@ -29,7 +26,6 @@ from tests.unit.tracebuilder import (
     small,
 )
 
-ROOT = Path(__file__).parents[2]
 NASTY = [
     "new\nline",
     "\x1b]0;owned\x07\x1b[2J",
@@ -54,28 +50,6 @@ def utc_plus_5_30(monkeypatch):
     yield
     monkeypatch.undo()
     time.tzset()
-
-
-def run(*arguments) -> str:
-    result = CliRunner().invoke(report, [os.fspath(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout_bytes.decode()
-
-
-def usage_error(*arguments) -> str:
-    result = CliRunner().invoke(report, [os.fspath(argument) for argument in arguments])
-    assert result.exit_code == 2
-    return result.output
-
-
-def process(*arguments, **options) -> subprocess.Popen:
-    """The command in a process of its own, as flagshim's main() runs it."""
-    code = (
-        "import sys; from flagshim.cli.report import report; from flagshim.errors import *\n"
-        "try: report.main(sys.argv[1:], standalone_mode=False)\n"
-        "except FlagshimError as error: sys.exit(f'flagshim: {error}')\n"
-    )
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, **options)
 
 
 def nasty(path) -> Path:
@@ -129,7 +103,7 @@ def test_summary_of_a_session_without_end(tmp_path):
     assert "1 seen: 1 cleared, 0 kept, 0 lost" in first
     assert "7 seen: 0 cleared, 0 kept, 2 lost" in second
     assert "5 not in the trace yet" in second
-    assert "unseen  io_uring: qemu, 3 times\n          no trace: sudo, 2 times" in second
+    assert "unseen  io_uring: qemu, 3x\n          no trace: sudo, 2x\n" in second
     assert "exit    killed by SIGKILL, after" in third
     assert "exit    not known, after" in fourth
     assert "unseen" not in first + third + fourth
@@ -155,9 +129,22 @@ def test_summary_limit_and_since_choose_sessions(tmp_path):
     text = run(trace.path, "--since", "2023-11-15T04:04:20.5")
     assert "Paths opened most since 2023-11-15 04:04:20 +0530" in text
     assert re.findall(r"  /(\d+)$", text, re.M) == ["22"]
+    for view in ("summary", "paths"):
+        text = run(trace.path, "--view", view, "--since=2023-11-15T04:04:20.5", "--format=json")
+        assert [path["path"] for path in json.loads(text)["paths"]] == ["/22"]
     assert [s["session"] for s in json.loads(run(trace.path, "--format=json"))["sessions"]] == [
         *range(1, 24)
     ]
+
+
+def test_summary_names_the_most_frequent_blind_spots(tmp_path):
+    trace = Trace(tmp_path / "t.db")
+    trace.session()
+    for number in range(1, 8):
+        trace.blind_spot("io_uring", f"p{number}", number)
+    text = run(trace.close())
+    assert re.findall(r"io_uring: (p\d), \dx", text) == ["p7", "p6", "p5", "p4", "p3"]
+    assert "          and 2 more; --format json has them all\n" in text
 
 
 def test_trace_without_anything(tmp_path):
@@ -360,7 +347,9 @@ def test_since_a_while_ago(tmp_path):
         run(trace.path, "--since", since)
 
 
-@pytest.mark.parametrize("when", ["", "5", "m", "-5m", "5 m", "5w", "1.5h", "yesterday", "٣m"])
+@pytest.mark.parametrize(
+    "when", ["", "5", "m", "-5m", "5 m", "5w", "1.5h", "yesterday", "٣m", "9999-12-31T23:59-23:00"]
+)
 def test_since_something_else(tmp_path, when):
     text = usage_error(small(tmp_path / "t.db"), "--since", when)
     assert f"{when!r} is neither a length of time back" in text
@@ -401,118 +390,21 @@ def test_paths_limit(tmp_path):
         assert [row["opens"] for row in csv.DictReader(io.StringIO(some))] == ["23", "22"]
 
 
+def test_names_that_look_like_numbers(tmp_path):
+    trace = Trace(tmp_path / "t.db")
+    trace.session()
+    trace.event(resolved="007")
+    trace.event(resolved="1e5")
+    assert re.findall(r"  (\S+)$", run(trace.close(), "--view", "paths"), re.M) == [
+        "PATH",
+        "007",
+        "1e5",
+    ]
+
+
 @pytest.mark.parametrize("limit", ["0", "-1", "x", "1.5"])
 def test_limit_must_be_positive(tmp_path, limit):
     assert "--limit" in usage_error(small(tmp_path / "t.db"), "--limit", limit)
-
-
-# --- standard output --------------------------------------------------------------------
-
-
-def on_terminal(columns: int, *arguments) -> str:
-    """What a terminal of that width is sent."""
-    import fcntl
-    import struct
-    import termios
-
-    main, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
-    output = b""
-    with process(*arguments, stdout=terminal, env=environment):
-        os.close(terminal)
-        while True:
-            try:
-                output += os.read(main, 65536)
-            except OSError:  # EIO: nobody has the other side open
-                break
-    os.close(main)
-    return output.decode().replace("\r\n", "\n")
-
-
-def long_names(path) -> Path:
-    trace = Trace(path)
-    trace.session(command=json.dumps(["qemu", *["-device"] * 99]))
-    for number in range(17):
-        trace.event(
-            time_ns=START + number,
-            pid=4194304,
-            program="qemu-system-x86_64-" + "p" * 99,
-            syscall="open_by_handle_at",
-            resolved="/\x1b\u202e" + f"/{'x' * number}\\" * 29 + "/end",
-            **{**STILL_REFUSED, "errno": "ENAMETOOLONG"},
-        )
-    trace.blind_spot("io_uring", "u" * 200, 1)
-    return trace.close()
-
-
-@pytest.mark.parametrize("view", ["summary", "events", "paths", "programs"])
-@pytest.mark.parametrize(("columns", "fits"), [(80, 80), (0, 80), (132, 132)])
-def test_fits_the_terminal(tmp_path, view, columns, fits):
-    text = on_terminal(columns, long_names(tmp_path / "t.db"), "--view", view)
-    assert fits - 12 < max(map(len, text.splitlines())) <= fits
-    assert "…" in text
-    assert "/end" in text or view == "programs"
-    assert not re.search(r"(?<!\\)(\\\\)*\\(x.?|u.{0,3})?…", text)
-
-
-def test_narrow_terminal(tmp_path):
-    for view in ("summary", "events", "paths"):
-        assert "…" in on_terminal(5, long_names(tmp_path / f"{view}.db"), "--view", view)
-
-
-def test_nothing_is_shortened_or_coloured_in_a_pipe(tmp_path):
-    for view in ("summary", "events", "paths", "programs"):
-        text = run(long_names(tmp_path / f"{view}.db"), "--view", view)
-        assert "…" not in text
-        assert "\x1b" not in text
-    assert "-device " * 98 in run(tmp_path / "summary.db")
-
-
-@pytest.mark.parametrize("format_", ["table", "json", "csv"])
-def test_head_is_enough(tmp_path, format_):
-    trace = Trace(tmp_path / "t.db")
-    trace.session()
-    trace.events([OPEN] * 10_007)
-    arguments = (trace.close(), "--view", "events", "--format", format_)
-    with process(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
-        command.stdout.readline()
-        command.stdout.close()
-        assert command.stderr.read() == b""
-    assert command.returncode == -13  # SIGPIPE, as for cat
-
-
-def test_full_disk(tmp_path):
-    with (
-        open("/dev/full", "w") as full,
-        process(
-            small(tmp_path / "t.db"), stdout=full, stderr=subprocess.PIPE, text=True
-        ) as command,
-    ):
-        error = command.stderr.read()
-    assert error == "flagshim: the report cannot be written: No space left on device\n"
-    assert command.returncode == 1
-
-
-def test_no_standard_output(tmp_path):
-    path = small(tmp_path / "t.db")
-    options = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": lambda: os.close(1)}
-    with process(path, **options) as command:
-        assert "standard output is closed" in command.stderr.read()
-
-
-def test_damage_after_the_first_rows_is_said(tmp_path):
-    trace = Trace(tmp_path / "t.db")
-    trace.session()
-    trace.event()
-    trace.event(session=2, time_ns=START + 1)
-    arguments = (trace.close(), "--view", "events")
-    with process(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
-        output, error = command.communicate()
-    assert len(output.splitlines()) == 3
-    assert error.startswith("flagshim: ")
-    assert "damaged" in error
-    assert len(error.splitlines()) == 1
 
 
 # --- which trace ------------------------------------------------------------------------
