@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import time
@@ -56,6 +57,18 @@ def test_failed_start_leaves_an_existing_trace_as_it_was(run: Runner, tmp_path: 
 
 
 STATUS = ["grep", "-E", "^(Sig|Uid|Gid|Groups|Cap|Umask|Cpus_allowed:)", "/proc/self/status"]
+
+
+def read_until(fd: int, mark: bytes | None, seconds: float = 20) -> bytes:
+    """Read up to and with `mark`, or to the end if None; fail rather than wait for ever."""
+    output = b""
+    while select.select([fd], [], [], seconds)[0]:
+        chunk = os.read(fd, 1024)
+        output += chunk
+        if not chunk or (mark and mark in output):
+            return output
+    raise AssertionError(f"nothing more after {output!r}")
+
 
 SEEN = (
     "import os, sys, resource;"
@@ -127,10 +140,12 @@ def test_supervisor_lets_go_of_what_the_program_closes(run: Runner) -> None:
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdin is not None
-    assert process.stdout.read() == b"out\n"
-    assert process.poll() is None, "the program is still there"
-    process.stdin.write(b"\n")
-    process.stdin.close()
+    try:
+        assert read_until(process.stdout.fileno(), None) == b"out\n"
+        assert process.poll() is None, "the program is still there"
+    finally:
+        process.stdin.write(b"\n")
+        process.stdin.close()
     assert process.wait(timeout=SECONDS) == 0
 
 
@@ -210,19 +225,17 @@ def test_unmapped_owner_in_a_user_namespace(run: Runner, place: Place) -> None:
 def test_mount_namespace_and_chroot(run: Runner, place: Place) -> None:
     """There an absolute path is another file than the supervisor would find by it."""
     root = place.path / "root"
-    (root / "data").mkdir(parents=True)
-    (place.path / "data").mkdir()
-    os.chown(root / "data", NOBODY, NOBODY)
-    inner = root / "data" / "file"
+    inner = Path(f"{root}{place.file}")  # the same path; outside it is a file of root's
+    inner.parent.mkdir(parents=True)
     inner.write_text("inner\n")
     os.chown(inner, NOBODY, NOBODY)
     code = (
         "import os, sys, fcntl\n"
         "os.chroot(sys.argv[1]); os.setuid(65534)\n"
-        "fd = os.open('/data/file', os.O_RDONLY | os.O_NOATIME)\n"
+        "fd = os.open(sys.argv[2], os.O_RDONLY | os.O_NOATIME)\n"
         "print(bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NOATIME))\n"
     )
-    shim = run.supervised(["/usr/bin/python3", "-c", code, str(root)], user=None)
+    shim = run.supervised(["/usr/bin/python3", "-c", code, str(root), str(place.file)], user=None)
     assert shim.out == "True\n", shim.err
     assert shim.events("decision") == [("kept",)]
 
@@ -264,15 +277,14 @@ def test_job_control(run: Runner) -> None:
         os.execvp(
             "sh", ["sh", "-c", 'set -m; "$@"; echo status $?; fg; echo status $?', "sh", *argv]
         )
-    output = b""
     try:
-        while b"ready" not in output:
-            output += os.read(terminal, 1024)
+        output = read_until(terminal, b"ready")
         os.write(terminal, b"\x1a")
-        while output.count(b"status") < 2:
-            output += os.read(terminal, 1024)
+        output += read_until(terminal, b"status")
+        output += read_until(terminal, b"status 0")
     finally:
-        os.close(terminal)
+        os.close(terminal)  # hangs up, which ends the whole session
+        os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     text = output.decode()
     stopped = 128 + signal.SIGTSTP, 128 + signal.SIGSTOP
