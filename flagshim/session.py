@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flagshim import __version__
-from flagshim.engines.launch import User, command_failure
+from flagshim.engines.command import User, command_failure
 from flagshim.engines.ptrace import PtraceEngine
 from flagshim.rules import MACHINE, Rule
 from flagshim.trace.events import text_or_bytes

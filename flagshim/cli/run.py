@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from flagshim.engines.launch import find_user
+from flagshim.engines.command import find_user
 from flagshim.errors import FlagshimError
 from flagshim.reports.text import command_line
 from flagshim.rules import BUILT_IN, Rule, When, load_rules

@@ -7,13 +7,14 @@ another and end.
 
 import os
 import signal
-import time
 from collections.abc import Sequence
 
-from flagshim.engines.launch import Child, User, start
+from flagshim.engines.command import Command, User, original_environment
+from flagshim.engines.forwarding import FORWARDED, Forwarding
+from flagshim.engines.launch import start
 from flagshim.engines.opens import OpenHandler
 from flagshim.engines.sink import Sink
-from flagshim.engines.stops import FORWARDED, TERMINAL_STOPS, Stops
+from flagshim.engines.stops import TERMINAL_STOPS, Stops
 from flagshim.engines.threads import Thread
 from flagshim.linux import (
     PTRACE_EVENT_EXEC,
@@ -31,8 +32,7 @@ from flagshim.seccomp import build_filter
 
 _SYSCALL_STOP = signal.SIGTRAP | 0x80  # PTRACE_O_TRACESYSGOOD
 _GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
-_RETRY_SECONDS = 0.1
-_SAME_SIGNAL_SECONDS = 1.0
+_RETRY_SECONDS = 0.05
 
 
 class PtraceEngine:
@@ -48,7 +48,7 @@ class PtraceEngine:
         self._child_pid = 0
         self._child_status = 0
         self._stop_asked = False
-        self._delivered: dict[int, tuple[int | None, float]] = {}
+        self._forwarding = Forwarding()
 
     def run(self, argv: list[bytes], user: User | None, inherited: Sequence[int]) -> int:
         """Run a command until it and everything it started have ended.
@@ -66,7 +66,15 @@ class PtraceEngine:
         """
         stops = Stops()
         try:
-            child = start(argv, self._filter, user, stops.original_mask, stops.chld_ignored)
+            command = Command(
+                argv,
+                original_environment(),
+                self._filter,
+                user,
+                stops.original_mask,
+                stops.chld_ignored,
+            )
+            child = start(command)
             self._child_pid = child.pid
             self._threads[child.pid] = Thread(child.pid)
             child.release()
@@ -74,13 +82,10 @@ class PtraceEngine:
             self._loop(stops)
         finally:
             stops.close()
-        self._raise_exec_failure(child, argv)
+        reason = child.not_started()
+        if reason is not None:
+            raise command.failure(reason)
         return self._child_status
-
-    def _raise_exec_failure(self, child: Child, argv: list[bytes]) -> None:
-        failure = child.exec_failure(os.fsdecode(argv[0]))
-        if failure is not None:
-            raise failure
 
     # --- the loop ---------------------------------------------------------------------
 
@@ -101,6 +106,10 @@ class PtraceEngine:
                 return
             else:
                 timeout = None if self._sink.flush() else _RETRY_SECONDS
+            if self._forwarding.waiting:
+                for number in self._forwarding.due():
+                    self._forward(number)
+                timeout = _RETRY_SECONDS if timeout is None else timeout
             info = stops.sleep(timeout)
             if info is not None and info.si_signo != signal.SIGCHLD:
                 self._signalled(info)
@@ -133,8 +142,8 @@ class PtraceEngine:
             elif stop == _SYSCALL_STOP:
                 self._returned(thread)
             else:
-                if stop in FORWARDED:
-                    self._note_delivery(tid, stop)
+                if stop in FORWARDED and os.path.exists(f"/proc/{self._child_pid}/task/{tid}"):
+                    self._forwarding.delivered(stop, ptrace_signal_sender(tid))
                 ptrace_cont(tid, stop)
         except ProcessLookupError:
             pass  # killed: its end will be reported
@@ -190,24 +199,14 @@ class PtraceEngine:
             self._stop_with_tracees()
         elif number == signal.SIGCONT:
             self._stop_asked = False
-        elif info.si_code <= 0 and not self._reached_command_too(info):
-            try:
-                os.kill(self._child_pid, number)
-            except ProcessLookupError:
-                self._to_survivors(number)
+        elif info.si_code <= 0:  # what the terminal sends, CMD gets from there (sigaction(2))
+            self._forwarding.arrived(number, info.si_pid)
 
-    def _reached_command_too(self, info: signal.struct_siginfo) -> bool:
-        """Tell whether the same was sent to CMD, as by kill(2) to the group that we share.
-
-        If CMD has it pending, another makes no difference; if it was delivered, we saw it.
-        (What the terminal sends, CMD gets from the terminal: si_code > 0, sigaction(2).)
-        """
-        sender, moment = self._delivered.get(info.si_signo, (None, 0.0))
-        return sender == info.si_pid and time.monotonic() - moment < _SAME_SIGNAL_SECONDS
-
-    def _note_delivery(self, tid: int, number: int) -> None:
-        if os.path.exists(f"/proc/{self._child_pid}/task/{tid}"):
-            self._delivered[number] = (ptrace_signal_sender(tid), time.monotonic())
+    def _forward(self, number: signal.Signals) -> None:
+        try:
+            os.kill(self._child_pid, number)
+        except ProcessLookupError:
+            self._to_survivors(number)
 
     def _to_survivors(self, number: signal.Signals) -> None:
         """Pass a signal to what CMD left running, once CMD itself has ended."""

@@ -4,19 +4,8 @@ import os
 import signal
 import time
 
+from flagshim.engines.forwarding import FORWARDED
 from flagshim.linux import WALL
-
-FORWARDED = frozenset(
-    {
-        signal.SIGHUP,
-        signal.SIGINT,
-        signal.SIGQUIT,
-        signal.SIGTERM,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-    }
-)
-"""Signals meant for CMD when somebody sends them to the PID they know, which is ours."""
 
 TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 

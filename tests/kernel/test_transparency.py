@@ -270,7 +270,7 @@ def test_sigkill_of_the_program_in_the_middle_of_its_opens(
 
 def test_job_control(run: Runner) -> None:
     """^Z stops the job as its shell sees it, and `fg` has it go on."""
-    argv = run.command(["sh", "-c", "echo ready; sleep 0.4; echo done"], user=None)
+    argv = run.command(["sh", "-c", "echo ready; read x; echo done"], user=None)
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(REPOSITORY)
@@ -281,6 +281,7 @@ def test_job_control(run: Runner) -> None:
         output = read_until(terminal, b"ready")
         os.write(terminal, b"\x1a")
         output += read_until(terminal, b"status")
+        os.write(terminal, b"\n")
         output += read_until(terminal, b"status 0")
     finally:
         os.close(terminal)  # hangs up, which ends the whole session
