@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flagshim import __version__
-from flagshim.engines.command import User, command_failure
-from flagshim.engines.ptrace import PtraceEngine
+from flagshim.engines.command import User, command_failure, command_for
+from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.rules import MACHINE, Rule
 from flagshim.trace.events import text_or_bytes
 from flagshim.trace.store import TraceFile
@@ -64,8 +64,8 @@ def supervise(
     writer = TraceWriter(str(trace.absolute()), session_id)
     exit_status = None
     try:
-        engine = PtraceEngine(rules, writer)
-        status = engine.run([os.fsencode(word) for word in argv], user, inherited)
+        command = command_for(argv, filter_for(rules), user)
+        status = PtraceEngine(rules, writer).run(command, inherited)
         exit_status = os.waitstatus_to_exitcode(status)
     finally:
         writer.close(exit_status)

@@ -5,6 +5,7 @@ import os
 import pwd
 import signal
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -100,6 +101,18 @@ class Command:
         if reason.stage == _USER:
             return FlagshimError(f"cannot become that user: {cause}", "see flagshim doctor")
         return command_failure(os.fsdecode(self.argv[0]), reason.number)
+
+
+def command_for(argv: Sequence[str], filter_program: bytes, user: User | None) -> Command:
+    """Return a command that finds things as this process was started with them."""
+    return Command(
+        [os.fsencode(word) for word in argv],
+        original_environment(),
+        filter_program,
+        user,
+        signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN,
+    )
 
 
 class NotStarted(Exception):

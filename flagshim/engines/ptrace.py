@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Sequence
 
-from flagshim.engines.command import Command, User, original_environment
+from flagshim.engines.command import Command
 from flagshim.engines.forwarding import FORWARDED, Forwarding
 from flagshim.engines.launch import start
 from flagshim.engines.opens import OpenHandler
@@ -35,6 +35,11 @@ _GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal
 _RETRY_SECONDS = 0.05
 
 
+def filter_for(rules: Sequence[Rule]) -> bytes:
+    """Return the seccomp filter that a command under this engine needs."""
+    return build_filter(flag_bits(rules), bits_of("O_PATH", MACHINE))
+
+
 class PtraceEngine:
     """Runs one command and everything it starts under ptrace."""
 
@@ -42,20 +47,21 @@ class PtraceEngine:
 
     def __init__(self, rules: Sequence[Rule], sink: Sink) -> None:
         self._sink = sink
-        self._filter = build_filter(flag_bits(rules), bits_of("O_PATH", MACHINE))
         self._handler = OpenHandler(rules, sink)
         self._threads: dict[int, Thread] = {}
         self._child_pid = 0
         self._child_status = 0
+        self._relays = False
         self._stop_asked = False
         self._forwarding = Forwarding()
 
-    def run(self, argv: list[bytes], user: User | None, inherited: Sequence[int]) -> int:
-        """Run a command until it and everything it started have ended.
+    def run(self, command: Command, inherited: Sequence[int]) -> int:
+        """Run a command as our child until it and everything it started have ended.
+
+        Signals sent to us are passed on to it.
 
         Args:
-            argv: the command.
-            user: whom to run it as; None for ourselves.
+            command: with a filter of `filter_for`.
             inherited: descriptors above 2 that are the command's alone once it is started.
 
         Returns:
@@ -64,28 +70,31 @@ class PtraceEngine:
         Raises:
             FlagshimError: it could not be started.
         """
-        stops = Stops()
-        try:
-            command = Command(
-                argv,
-                original_environment(),
-                self._filter,
-                user,
-                stops.original_mask,
-                stops.chld_ignored,
-            )
+        self._relays = True
+        with Stops() as stops:
             child = start(command)
-            self._child_pid = child.pid
-            self._threads[child.pid] = Thread(child.pid)
             child.release()
             _let_go(inherited)
-            self._loop(stops)
-        finally:
-            stops.close()
+            self._supervise(child.pid, stops)
         reason = child.not_started()
         if reason is not None:
             raise command.failure(reason)
         return self._child_status
+
+    def serve(self, pid: int) -> int:
+        """Serve a process, seized already, that is not our child, until it and its kind end.
+
+        Returns:
+            Its wait status.
+        """
+        with Stops() as stops:
+            self._supervise(pid, stops)
+        return self._child_status
+
+    def _supervise(self, pid: int, stops: Stops) -> None:
+        self._child_pid = pid
+        self._threads[pid] = Thread(pid)
+        self._loop(stops)
 
     # --- the loop ---------------------------------------------------------------------
 
@@ -111,7 +120,7 @@ class PtraceEngine:
                     self._forward(number)
                 timeout = _RETRY_SECONDS if timeout is None else timeout
             info = stops.sleep(timeout)
-            if info is not None and info.si_signo != signal.SIGCHLD:
+            if info is not None and info.si_signo != signal.SIGCHLD and self._relays:
                 self._signalled(info)
 
     def _dispatch(self, tid: int, status: int) -> None:

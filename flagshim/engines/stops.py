@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from typing import Self
 
 from flagshim.engines.forwarding import FORWARDED
 from flagshim.linux import WALL
@@ -26,10 +27,10 @@ class Stops:
     """
 
     def __init__(self) -> None:
-        self.chld_ignored = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
-        if self.chld_ignored:  # else children would vanish before we hear of their end
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            # Else children would vanish before we hear of their end.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
+        self._original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
         # On one CPU nobody else runs while we poll.
         self._spin = SPIN_SECONDS if len(os.sched_getaffinity(0)) > 1 else 0.0
 
@@ -66,6 +67,9 @@ class Stops:
             return signal.sigwaitinfo(_WAITED)
         return signal.sigtimedwait(_WAITED, seconds)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Unblock what was not blocked before."""
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.original_mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._original_mask)

@@ -3,7 +3,8 @@
 import os
 import sys
 
-from flagshim.engines.ptrace import PtraceEngine
+from flagshim.engines.command import command_for
+from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.engines.sink import Sink
 from flagshim.rules import BUILT_IN
 from flagshim.trace.events import Decision, OpenEvent
@@ -32,8 +33,9 @@ def open_supervised(user: str, path: str) -> tuple[int, list[str | bytes | None]
         FlagshimError: the engine does not work here.
     """
     sink = _Opened()
-    command = [sys.executable, "-P", "-s", "-S", "-c", _OPEN, user, path]
-    status = PtraceEngine([BUILT_IN], sink).run([os.fsencode(word) for word in command], None, [])
+    argv = [sys.executable, "-P", "-s", "-S", "-c", _OPEN, user, path]
+    command = command_for(argv, filter_for([BUILT_IN]), None)
+    status = PtraceEngine([BUILT_IN], sink).run(command, [])
     return os.waitstatus_to_exitcode(status), sink.paths
 
 
