@@ -52,8 +52,11 @@ WALL: Final = 0x40000000
 
 AT_FDCWD: Final = -100
 
+_PR_SET_NAME = 15
 _PR_SET_SECCOMP = 22
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_PTRACER = 0x59616D61
+_PR_SET_PTRACER_ANY = 0xFFFF_FFFF_FFFF_FFFF
 _SECCOMP_MODE_FILTER = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -274,6 +277,17 @@ _execvpe = _function(
     "execvpe", ctypes.c_char_p, ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_char_p),
     restype=ctypes.c_int,
 )  # fmt: skip
+
+
+def allow_any_tracer(allow: bool) -> None:
+    """Let any process of this user trace us, or no longer, where Yama has a say in it."""
+    _prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY if allow else 0, None, 0, 0)
+
+
+def set_name(name: str) -> None:
+    """Set what ps(1) shows as the command name of this thread; 15 bytes at most."""
+    text = ctypes.create_string_buffer(name.encode()[:15])
+    _prctl(_PR_SET_NAME, ctypes.addressof(text), None, 0, 0)
 
 
 def set_no_new_privs() -> None:

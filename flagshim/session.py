@@ -1,19 +1,21 @@
 """One supervised run: a command, rules, an engine, and the trace they leave."""
 
-import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
 import shutil
+import sys
+import syslog
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from flagshim import __version__
+from flagshim import __version__, descriptors
 from flagshim.engines.command import User, command_failure, command_for
+from flagshim.engines.detach import become_served
 from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.rules import MACHINE, Rule
 from flagshim.trace.events import text_or_bytes
@@ -56,16 +58,14 @@ def supervise(
         FlagshimError: CMD or the trace is unusable; CMD has not run then.
     """
     _check_command(argv[0])
-    inherited = _inherited_descriptors()
+    handed_on = descriptors.inherited()
     existed = trace.exists()
-    file = TraceFile.create_or_extend(trace)
-    session_id = file.add_session(_session_row(argv, rules, user))
-    file.close()
-    writer = TraceWriter(str(trace.absolute()), session_id)
+    session_id = _begin(argv, rules, trace, user)
+    writer = TraceWriter(trace, session_id, _say_on_stderr)
     exit_status = None
     try:
         command = command_for(argv, filter_for(rules), user)
-        status = PtraceEngine(rules, writer).run(command, inherited)
+        status = PtraceEngine(rules, writer).run(command, handed_on)
         exit_status = os.waitstatus_to_exitcode(status)
     finally:
         writer.close(exit_status)
@@ -74,6 +74,59 @@ def supervise(
     return Outcome(
         exit_status, writer.seen, writer.cleared, writer.still_refused, writer.lost, writer.trouble
     )
+
+
+def become(
+    argv: Sequence[str], rules: Sequence[Rule], trace: Path, user: User | None = None
+) -> NoReturn:
+    """Become a command, supervised by a detached helper until it and its kind have ended.
+
+    The command keeps this process's PID, parent, session and terminal. What the helper has to
+    complain of goes to syslog(3), because it holds nothing of the caller's.
+
+    Args:
+        argv: the command, found through PATH.
+        rules: in order; the first that is for a call and flag decides.
+        trace: file to add a session to, made if missing.
+        user: whom to become; None to stay who we are.
+
+    Raises:
+        FlagshimError: CMD or the trace is unusable; CMD has not run then.
+    """
+    _check_command(argv[0])
+    existed = trace.exists()
+    trace = trace.absolute()
+    session_id = _begin(argv, rules, trace, user)
+
+    def serve(pid: int, report: int) -> None:
+        writer = TraceWriter(trace, session_id, _say_in_syslog)
+        status = PtraceEngine(rules, writer).serve(pid)
+        started = not os.read(report, 1)
+        writer.close(os.waitstatus_to_exitcode(status) if started else None)
+        if writer.lost:
+            _say_in_syslog(f"trace {trace}: {writer.lost} events lost ({writer.trouble})")
+        if not started and not existed:
+            trace.unlink(missing_ok=True)
+
+    become_served(command_for(argv, filter_for(rules), user), serve)
+
+
+def _begin(argv: Sequence[str], rules: Sequence[Rule], trace: Path, user: User | None) -> int:
+    """Add a session to a trace, made if missing; return its id."""
+    file = TraceFile.create_or_extend(trace)
+    try:
+        return file.add_session(_session_row(argv, rules, user))
+    finally:
+        file.close()
+
+
+def _say_on_stderr(text: str) -> None:
+    print(f"flagshim: {text}", file=sys.stderr, flush=True)
+
+
+def _say_in_syslog(text: str) -> None:
+    syslog.openlog("flagshim", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_WARNING, text)
 
 
 def _check_command(command: str) -> None:
@@ -106,13 +159,3 @@ def _rule_as_json(rule: Rule) -> dict[str, object]:
     fields = asdict(rule)
     del fields["origin"]
     return fields
-
-
-def _inherited_descriptors() -> list[int]:
-    """Return the descriptors above 2 that an exec would hand on."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the listing itself
-            if int(name) > 2 and not fcntl.fcntl(int(name), fcntl.F_GETFD) & fcntl.FD_CLOEXEC:
-                found.append(int(name))
-    return found

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from flagshim import __version__
+from flagshim import __version__, descriptors
 from flagshim.errors import EXIT_FAILURE, FlagshimError
 from flagshim.reports.text import printable
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _main() -> int:
-    _claim_standard_descriptors()
+    descriptors.claim_standard()
     try:
         result = cli(prog_name="flagshim", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -80,15 +80,3 @@ def _reader_is_gone() -> int:
     """Keep Python from complaining at exit about output that nobody reads."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def _claim_standard_descriptors() -> None:
-    """Have no file of ours become descriptor 0, 1 or 2 where the caller closed one.
-
-    Close-on-exec, so that CMD finds them closed as it would alone.
-    """
-    while True:
-        fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        if fd > 2:
-            os.close(fd)
-            return

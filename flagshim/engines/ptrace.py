@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Sequence
 
+from flagshim import descriptors
 from flagshim.engines.command import Command
 from flagshim.engines.forwarding import FORWARDED, Forwarding
 from flagshim.engines.launch import start
@@ -74,7 +75,8 @@ class PtraceEngine:
         with Stops() as stops:
             child = start(command)
             child.release()
-            _let_go(inherited)
+            descriptors.blank(0, 1)  # stderr is for our last line
+            descriptors.close(inherited)
             self._supervise(child.pid, stops)
         reason = child.not_started()
         if reason is not None:
@@ -233,12 +235,3 @@ class PtraceEngine:
         if self._threads and all(thread.stopped for thread in self._threads.values()):
             self._stop_asked = False
             os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def _let_go(inherited: Sequence[int]) -> None:
-    """Close our copies of what was handed to the command; stderr is for our last line."""
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for fd in (0, 1):
-        os.dup2(null, fd)
-    for fd in (*inherited, null):
-        os.close(fd)

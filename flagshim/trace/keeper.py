@@ -10,15 +10,19 @@ import select
 import signal
 import sqlite3
 import struct
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from flagshim import descriptors
 from flagshim.trace.store import BlindSpot, TraceFile
 
 HEADER = struct.Struct("=I")
 """Length of the marshalled message that follows."""
+
+Say = Callable[[str], None]
+"""How to tell somebody of a trouble, in one line."""
 
 _READ_SIZE = 1 << 20
 _RETRY_SECONDS = 0.1
@@ -33,39 +37,30 @@ _IGNORED = (
 )  # fmt: skip
 
 
-def keep(path: str, session_id: int, pipe: int, reply: int) -> NoReturn:
+def keep(path: Path, session_id: int, pipe: int, reply: int, say: Say) -> NoReturn:
     """Be the keeper, in a process of its own, until the pipe ends."""
     status = 1
     with contextlib.suppress(BaseException):
         for number in _IGNORED:  # meant for CMD; our end is the pipe's
             signal.signal(number, signal.SIG_IGN)
         os.nice(_NICE)  # writing can wait, opens cannot
-        _close_all_but(pipe, reply)
-        keeper = _Keeper(path, session_id)
+        # Hold nothing that was handed to CMD; stderr is for our own troubles.
+        descriptors.blank(0, 1)
+        descriptors.close_all_but(pipe, reply)
+        keeper = _Keeper(path, session_id, say)
         keeper.run(pipe)
         os.write(reply, marshal.dumps((keeper.lost, keeper.trouble)))
         status = 0
     os._exit(status)
 
 
-def _close_all_but(*kept: int) -> None:
-    """Hold nothing that was handed to CMD; stderr is for our own troubles."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1):
-        os.dup2(null, fd)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in kept:
-            with contextlib.suppress(OSError):
-                os.close(int(name))
-
-
 class _Keeper:
-    def __init__(self, path: str, session_id: int) -> None:
+    def __init__(self, path: Path, session_id: int, say: Say) -> None:
         self.lost = 0
         self.trouble = ""
-        self._path = path
+        self._say = say
         self._session_id = session_id
-        self._trace = TraceFile(Path(path))
+        self._trace = TraceFile(path)
         self._trace.let_others_read()
         self._events: list[tuple[object, ...]] = []
         self._seen = 0
@@ -121,9 +116,9 @@ class _Keeper:
         except sqlite3.Error as error:
             if not self.trouble:
                 self.trouble = str(error)
-                text = f"flagshim: trace {self._path}: {error}; CMD goes on, events are held back"
                 with contextlib.suppress(OSError):
-                    print(text, file=sys.stderr, flush=True)
+                    path = self._trace.path
+                    self._say(f"trace {path}: {error}; CMD goes on, events are held back")
             return
         self.trouble = self.trouble if lost else ""
         self._events.clear()

@@ -7,9 +7,10 @@ import marshal
 import os
 import time
 from collections import Counter
+from pathlib import Path
 
 from flagshim.trace.events import Decision, OpenEvent
-from flagshim.trace.keeper import HEADER, keep
+from flagshim.trace.keeper import HEADER, Say, keep
 
 _FLUSH_NS = 50_000_000
 """How long an event is held at most while the supervisor is busy."""
@@ -26,12 +27,13 @@ class TraceWriter:
     even if the supervisor is killed. Implements what an engine wants of a sink.
     """
 
-    def __init__(self, path: str, session_id: int) -> None:
+    def __init__(self, path: Path, session_id: int, say: Say) -> None:
         """Start the keeper.
 
         Args:
-            path: an existing trace, absolute.
+            path: an existing trace.
             session_id: the row of `session` that events belong to.
+            say: called in the keeper when it cannot write.
         """
         self.seen = 0
         self.cleared = 0
@@ -54,7 +56,7 @@ class TraceWriter:
         gc.freeze()  # so that the keeper's collector does not copy the pages it shares with us
         self._pid = os.fork()
         if self._pid == 0:
-            keep(path, session_id, read_end, reply_end)
+            keep(path.absolute(), session_id, read_end, reply_end, say)
         os.close(read_end)
         os.close(reply_end)
         os.set_blocking(self._pipe, False)

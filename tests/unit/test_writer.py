@@ -32,7 +32,7 @@ def begin(trace: Path) -> TraceWriter:
     file = TraceFile.create_or_extend(trace)
     session = file.add_session(SESSION)
     file.close()
-    return TraceWriter(str(trace), session)
+    return TraceWriter(trace, session, print)
 
 
 def test_events_arrive_in_order_and_whole(trace: Path) -> None:
