@@ -1,0 +1,50 @@
+"""`flagshim exec`."""
+
+from pathlib import Path
+
+import click
+
+from flagshim.cli.options import (
+    COMMAND_SETTINGS,
+    command_argument,
+    command_from,
+    rule_options,
+    rules_from,
+    trace_option,
+    user_option,
+)
+from flagshim.engines.command import find_user
+from flagshim.session import become
+from flagshim.trace.location import new_trace
+
+
+@click.command(
+    context_settings=COMMAND_SETTINGS,
+    epilog="Example: flagshim exec -- qemu-system-x86_64 -daemonize -pidfile vm.pid …",
+)
+@user_option
+@trace_option
+@rule_options
+@command_argument
+def exec(  # noqa: A001  (the command's name)
+    user: str | None,
+    trace: Path | None,
+    when: str | None,
+    clear: tuple[str, ...],
+    paths: tuple[str, ...],
+    rule_file: Path | None,
+    cmd: tuple[str, ...],
+) -> int:
+    """Become CMD: same PID, same parent, same terminal, with a detached helper as supervisor.
+
+    For whoever starts CMD and watches it by its PID: libvirt, systemd, runit, a script that
+    reads a pidfile. The helper follows CMD when it turns itself into a daemon, and ends after
+    the last process that CMD started. It holds nothing of the caller's, so there is no last
+    line on stderr; see the trace, and syslog for its troubles.
+
+    Exit status: CMD's own, because it is CMD that exits. Before: 125, 126 and 127 as for run.
+    """
+    cmd = command_from(cmd, "flagshim exec -- qemu-system-x86_64 …")
+    rules = rules_from(when, clear, paths, rule_file)
+    as_user = find_user(user) if user is not None else None
+    become(cmd, rules, trace or new_trace(cmd[0]), as_user)
