@@ -15,7 +15,7 @@ from flagshim.cli.options import (
 )
 from flagshim.engines.command import find_user
 from flagshim.session import become
-from flagshim.trace.location import new_trace
+from flagshim.trace.location import shared_trace
 
 
 @click.command(
@@ -23,7 +23,7 @@ from flagshim.trace.location import new_trace
     epilog="Example: flagshim exec -- qemu-system-x86_64 -daemonize -pidfile vm.pid …",
 )
 @user_option
-@trace_option
+@trace_option("PROGRAM.db")
 @rule_options
 @command_argument
 def exec(  # noqa: A001  (the command's name)
@@ -47,4 +47,4 @@ def exec(  # noqa: A001  (the command's name)
     cmd = command_from(cmd, "flagshim exec -- qemu-system-x86_64 …")
     rules = rules_from(when, clear, paths, rule_file)
     as_user = find_user(user) if user is not None else None
-    become(cmd, rules, trace or new_trace(cmd[0]), as_user)
+    become(cmd, rules, trace or shared_trace(cmd[0]), as_user)

@@ -14,15 +14,21 @@ COMMAND_SETTINGS = {"allow_interspersed_args": False, "help_option_names": ["-h"
 user_option = click.option(
     "-u", "--user", metavar="USER", help="Start CMD as USER (root only)."
 )  # fmt: skip
-trace_option = click.option(
-    "-o",
-    "--output",
-    "trace",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Add a session to the trace FILE, made if missing. "
-    "Default: a new file in $XDG_STATE_HOME/flagshim.",
-)
+
+
+def trace_option(default: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Return the option -o FILE, whose absence means `default` in $XDG_STATE_HOME/flagshim."""
+    return click.option(
+        "-o",
+        "--output",
+        "trace",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Add a session to the trace FILE, made if missing. "
+        f"Default: {default} in $XDG_STATE_HOME/flagshim.",
+    )
+
+
 command_argument = click.argument(
     "cmd", nargs=-1, type=click.UNPROCESSED, metavar="-- CMD [ARG]..."
 )

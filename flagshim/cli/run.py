@@ -28,7 +28,7 @@ from flagshim.trace.location import new_trace
     epilog="Example: flagshim run -u nobody -- qemu-system-x86_64 -fsdev local,…",
 )
 @user_option
-@trace_option
+@trace_option("a new file")
 @rule_options
 @command_argument
 def run(

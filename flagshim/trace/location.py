@@ -73,12 +73,25 @@ def _modified_ns(trace: Path) -> int | None:
 
 
 def new_trace(command: str) -> Path:
-    """Return a name, not in use, for the trace of a run of `command`; makes the folder.
+    """Return a name, not in use, for the trace of one run of `command`; makes the folder.
 
     Raises:
         FlagshimError: the folder cannot be made.
     """
-    directory = state_directory()
+    moment = time.strftime("%Y%m%dT%H%M%S")
+    return _made(state_directory()) / f"{moment}-{os.getpid()}-{_file_name(command)}.db"
+
+
+def shared_trace(command: str) -> Path:
+    """Return the name of the one trace for all runs of `command`; makes the folder.
+
+    Raises:
+        FlagshimError: the folder cannot be made.
+    """
+    return _made(state_directory()) / f"{_file_name(command)}.db"
+
+
+def _made(directory: Path) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -86,6 +99,11 @@ def new_trace(command: str) -> Path:
             f"the folder of traces {os.fspath(directory)!r} cannot be made: {error.strerror}",
             "name a trace with -o FILE",
         ) from error
-    program = "".join(c if c.isascii() and (c.isalnum() or c in "._+-") else "_" for c in command)
-    moment = time.strftime("%Y%m%dT%H%M%S")
-    return directory / f"{moment}-{os.getpid()}-{program.rsplit('_', 1)[-1][:40] or 'cmd'}.db"
+    return directory
+
+
+def _file_name(command: str) -> str:
+    """Return the base name of a command, fit for a file name anywhere."""
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "._+-") else "_"
+                   for c in os.path.basename(command))  # fmt: skip
+    return name[:40] or "cmd"

@@ -1,8 +1,10 @@
 """doctor, in surroundings that allow one thing and refuse another."""
 
 import errno
+import importlib.metadata
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -14,7 +16,8 @@ from pathlib import Path
 import pyseccomp
 import pytest
 
-from flagshim.linux import is_child_subreaper, set_child_subreaper
+from flagshim import __version__
+from flagshim.linux import is_child_subreaper, raw_syscall, set_child_subreaper
 from flagshim.probes import (
     PROBES,
     reason_end_to_end_unavailable,
@@ -22,7 +25,7 @@ from flagshim.probes import (
     reason_ptrace_unavailable,
     reason_seccomp_unavailable,
 )
-from tests.kernel.conftest import NOBODY, SECONDS
+from tests.kernel.conftest import NOBODY, SECONDS, Place
 from tests.support import REPOSITORY, flagshim_command, require
 
 Findings = dict[str, dict[str, str]]
@@ -71,12 +74,12 @@ def readable() -> Iterator[Path]:
         REPOSITORY / "flagshim", folder / "flagshim", ignore=shutil.ignore_patterns("__pycache__")
     )
     subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
-    subprocess_ok = subprocess.run(
+    tried = subprocess.run(
         [sys.executable, "-c", "import click, ptrace, pyseccomp, tabulate"],
         user=NOBODY, group=NOBODY, extra_groups=[], cwd=folder,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    require("nobody", subprocess_ok.stderr[-200:] or None)
+    require("nobody", tried.stderr[-200:] or None)
     yield folder
     shutil.rmtree(folder)
 
@@ -100,6 +103,28 @@ def test_everything_is_answered_and_run_works() -> None:
             assert found[probe.name]["status"] == "works", found[probe.name]
     assert found["exit-kill"]["status"] == "works"
     assert re.search(r"user \d+ is refused O_NOATIME on /", found["end-to-end"]["detail"])
+
+
+def test_ptrace_agrees_with_strace() -> None:
+    require("strace", None if shutil.which("strace") else "not installed")
+    strace = subprocess.run(
+        ["strace", "-o", "/dev/null", "true"], capture_output=True, check=False, timeout=SECONDS
+    )
+    _, found = _doctor()
+    assert (found["ptrace"]["status"] == "works") == (strace.returncode == 0)
+
+
+def test_end_to_end_agrees_with_run(place: Place, tmp_path: Path) -> None:
+    dd = ["dd", f"if={place.file}", "of=/dev/null", "iflag=noatime"]
+    alone = subprocess.run(dd, user=NOBODY, capture_output=True, check=False)
+    require("dd", None if b"not permitted" in alone.stderr else "dd here knows no iflag=noatime")
+    run = [*flagshim_command(), "run", "-o", tmp_path / "trace.db", "-u", "nobody", "--"]
+    supervised = subprocess.run(
+        [*run, *dd], capture_output=True, check=False, cwd=REPOSITORY, timeout=SECONDS
+    )
+    status, found = _doctor()
+    assert (found["end-to-end"]["status"] == "works") == (supervised.returncode == 0)
+    assert (status == 0) == (supervised.returncode == 0)
 
 
 @pytest.mark.usefixtures("can_run")
@@ -219,9 +244,12 @@ def test_io_uring_that_is_closed_lets_nothing_escape(number: int) -> None:
 
 
 def test_io_uring_that_is_open_is_a_limit() -> None:
+    io_uring_setup = 425
+    try:
+        os.close(raw_syscall(io_uring_setup, 1, bytes(120)))
+    except OSError as error:
+        require("io_uring", str(error))
     _, found = _doctor()
-    reason = found["io_uring"]["detail"] if found["io_uring"]["status"] == "works" else None
-    require("io_uring", reason)
     assert found["io_uring"]["status"] == "limited"
     assert "io_uring_disabled=2" in found["io_uring"]["help"]
 
@@ -292,6 +320,19 @@ def test_a_container_says_who_it_is_and_reaches_no_terminal() -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+def test_versions_are_listed() -> None:
+    _, found = _doctor()
+    for version in (
+        f"flagshim {__version__}",
+        f"Python {platform.python_version()}",
+        f"Linux {platform.release()}",
+        f"click {importlib.metadata.version('click')}",
+        f"python-ptrace {importlib.metadata.version('python-ptrace')}",
+    ):
+        assert version in found["versions"]["detail"]
+    assert re.search(r"libseccomp \d+\.\d+\.\d+", found["versions"]["detail"])
+
+
 def test_programs_of_32_bits() -> None:
     _, found = _doctor()
     assert found["i386"]["status"] == "works"
@@ -315,6 +356,7 @@ def test_a_qemu_that_hangs_is_a_finding(tmp_path: Path) -> None:
     program.chmod(0o755)
     status, found = _doctor(env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
     assert found["qemu"]["status"] == "limited"
+    assert "does not tell its version" in found["qemu"]["detail"]
     assert status == _doctor()[0]
 
 

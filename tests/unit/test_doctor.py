@@ -16,6 +16,7 @@ from flagshim.linux import is_child_subreaper
 from flagshim.probes import PROBES, Finding, Probe, Status, examine, missing
 from flagshim.probes.finding import Answer, works
 from flagshim.probes.host import qemu_meaning
+from flagshim.probes.noatime import _is_refused
 from flagshim.probes.tracing import yama_meaning
 from flagshim.probes.trial import TrialError, attempt
 from flagshim.reports.doctor import document, paragraph, verdict
@@ -296,6 +297,10 @@ def test_yama(scope: int | None, capable: bool, status: Status) -> None:
 )
 def test_qemu(output: str, text: str) -> None:
     assert qemu_meaning("q", output).detail.startswith(text)
+
+
+def test_a_file_that_cannot_be_read_at_all_shows_nothing() -> None:
+    assert not _is_refused("/no/such/file")
 
 
 def test_missing_is_in_the_order_of_the_findings() -> None:

@@ -1,0 +1,53 @@
+"""`flagshim wrap`."""
+
+from pathlib import Path
+
+import click
+
+from flagshim.cli.options import rule_options, rules_from
+from flagshim.reports.text import printable
+from flagshim.wrapper import write_wrapper
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: flagshim wrap qemu-system-x86_64 -o /usr/local/bin/qemu-noatime",
+)
+@click.option("-o", "--output", "file", metavar="FILE", required=True,
+              type=click.Path(path_type=Path), help="Where to write the wrapper.")  # fmt: skip
+@click.option("-f", "--force", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--trace", metavar="FILE", type=click.Path(path_type=Path),
+              help="Trace of all its runs. Default: PROGRAM.db in $XDG_STATE_HOME/flagshim of "
+              "whoever runs it.")  # fmt: skip
+@rule_options
+@click.argument("program")
+def wrap(
+    program: str,
+    file: Path,
+    force: bool,
+    trace: Path | None,
+    when: str | None,
+    clear: tuple[str, ...],
+    paths: tuple[str, ...],
+    rule_file: Path | None,
+) -> int:
+    """Write an executable FILE that stands for PROGRAM: it runs it through `flagshim exec`.
+
+    Arguments go through unchanged, and so do PID, exit status and signals. Give it to whatever
+    wants to know where QEMU is: libvirt's <emulator>, a systemd unit, a test driver.
+    """
+    rules_from(when, clear, paths, rule_file)  # say now what would be wrong at every run
+    options: list[str] = []
+    for name, value in (
+        ("-o", trace and trace.absolute()),
+        ("--when", when),
+        ("--rules", rule_file and rule_file.absolute()),
+    ):
+        if value:
+            options += [name, str(value)]
+    for name, values in (("--clear", clear), ("--path", paths)):
+        for each in values:
+            options += [name, each]
+    target = write_wrapper(program, file, options, force)
+    click.echo(f"{printable(str(file))} stands for {printable(str(target))}")
+    return 0
