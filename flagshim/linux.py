@@ -12,6 +12,7 @@ from typing import Final
 from ptrace import PtraceError
 from ptrace.binding.func import (
     PTRACE_CONT,
+    PTRACE_DETACH,
     PTRACE_GETEVENTMSG,
     PTRACE_GETSIGINFO,
     PTRACE_O_TRACECLONE,
@@ -26,6 +27,7 @@ from ptrace.binding.func import ptrace as _python_ptrace
 
 # ptrace(2); python-ptrace 0.9 stops before PTRACE_SEIZE (Linux 3.4).
 PTRACE_SEIZE: Final = 0x4206
+PTRACE_INTERRUPT: Final = 0x4207
 PTRACE_LISTEN: Final = 0x4208
 PTRACE_GET_SYSCALL_INFO: Final = 0x420E
 PTRACE_EVENT_FORK: Final = 1
@@ -37,15 +39,16 @@ PTRACE_EVENT_STOP: Final = 128
 PTRACE_O_TRACESECCOMP: Final = 1 << 7
 PTRACE_O_EXITKILL: Final = 1 << 20
 
-TRACE_OPTIONS: Final[int] = (
+ATTACH_OPTIONS: Final[int] = (
     PTRACE_O_TRACESYSGOOD
     | PTRACE_O_TRACEFORK
     | PTRACE_O_TRACEVFORK
     | PTRACE_O_TRACECLONE
     | PTRACE_O_TRACEEXEC
-    | PTRACE_O_TRACESECCOMP
-    | PTRACE_O_EXITKILL
 )
+"""For a program that was there before us, and is to be there after us."""
+TRACE_OPTIONS: Final[int] = ATTACH_OPTIONS | PTRACE_O_TRACESECCOMP | PTRACE_O_EXITKILL
+"""For a program of ours: without a tracer its filter would make opens fail with ENOSYS."""
 
 WALL: Final = 0x40000000
 """waitpid(2) __WALL: also for clones whose exit signal is not SIGCHLD."""
@@ -96,9 +99,19 @@ def ptrace_cont(tid: int, signal: int = 0) -> None:
     _ptrace(PTRACE_CONT, tid, 0, signal)
 
 
-def ptrace_syscall(tid: int) -> None:
-    """Let `tid` run to its next event or syscall stop."""
-    _ptrace(PTRACE_SYSCALL, tid, 0, 0)
+def ptrace_syscall(tid: int, signal: int = 0) -> None:
+    """Let `tid` run to its next event or syscall stop, delivering `signal`."""
+    _ptrace(PTRACE_SYSCALL, tid, 0, signal)
+
+
+def ptrace_interrupt(tid: int) -> None:
+    """Have `tid` stop, soon, without a signal."""
+    _ptrace(PTRACE_INTERRUPT, tid)
+
+
+def ptrace_detach(tid: int, signal: int = 0) -> None:
+    """Trace `tid` no longer; it runs on, with `signal` delivered, or stays in a group-stop."""
+    _ptrace(PTRACE_DETACH, tid, 0, signal)
 
 
 def ptrace_listen(tid: int) -> None:
@@ -145,8 +158,15 @@ _unpack_exit = struct.Struct("=B3xIQQqB").unpack_from
 SyscallEntry = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
 
 
-def ptrace_seccomp_info(tid: int) -> SyscallEntry:
-    """Describe the call at a seccomp stop: (op, arch, ip, sp, nr, arg0 … arg5, ret_data)."""
+SYSCALL_ENTRY: Final = 1
+"""`op` of a syscall-entry stop (PTRACE_SYSCALL_INFO_ENTRY)."""
+
+
+def ptrace_entry_info(tid: int) -> SyscallEntry:
+    """Describe the call at a stop: (op, arch, ip, sp, nr, arg0 … arg5, ret_data).
+
+    From nr on, only at a seccomp or syscall-entry stop; ret_data only at a seccomp stop.
+    """
     _ptrace(PTRACE_GET_SYSCALL_INFO, tid, 88, _syscall_info_at)
     return _unpack_entry(_syscall_info)
 

@@ -50,6 +50,8 @@ class Forwarding:
 
     def due(self) -> list[signal.Signals]:
         """Return, once, the signals that CMD did not get."""
+        if not self.waiting:
+            return []
         now = time.monotonic()
         found = [number for moment, number, _ in self.waiting if moment <= now]
         self.waiting = [entry for entry in self.waiting if entry[0] > now]

@@ -1,6 +1,7 @@
 """One call with open flags, from its seccomp stop to its syscall-exit stop."""
 
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Sequence
@@ -15,9 +16,9 @@ from flagshim.linux import (
     AT_FDCWD,
     SyscallEntry,
     owner_if_cached,
+    ptrace_entry_info,
     ptrace_exit_info,
     ptrace_poke_user,
-    ptrace_seccomp_info,
     read_memory,
 )
 from flagshim.openflags import access_mode
@@ -61,13 +62,21 @@ class OpenHandler:
         Raises:
             ProcessLookupError: the thread was killed meanwhile.
         """
-        info = ptrace_seccomp_info(thread.tid)
+        info = ptrace_entry_info(thread.tid)
         kind = kind_of(info[11])
         if kind is None:
             # A filter of the program's own: without a tracer RET_TRACE is ENOSYS (seccomp(2)).
             ptrace_poke_user(thread.tid, _NUMBER, -1)
             ptrace_poke_user(thread.tid, _RESULT, -errno.ENOSYS)
             return False
+        return self.entered_call(thread, kind, info)
+
+    def entered_call(self, thread: Thread, kind: Kind, info: SyscallEntry) -> bool:
+        """Handle a stop at the beginning of a call. True asks for a stop when it returns.
+
+        Raises:
+            ProcessLookupError: the thread was killed meanwhile.
+        """
         if kind is Kind.STANDING:
             # Who everybody is gets looked up anew at their next call: threads share a root.
             self._standing += 1
@@ -146,8 +155,12 @@ class OpenHandler:
             flags, resolve = how
         else:
             flags = values[arguments.flags] & 0xFFFF_FFFF
+        if flags & os.O_PATH:  # openat ignores what we clear, openat2 refuses it, as it should
+            return None
         wanted = flags & self._mask
         if kind is Kind.SETFL:
+            if values[1] & 0xFFFF_FFFF != fcntl.F_SETFL:
+                return None
             # fs/fcntl.c checks a flag only when it goes from off to on; clearing one that is
             # on would take it off the description for everybody who shares it.
             wanted &= ~(tracee.fd_flags(tid, _signed(values[0])) or 0)
@@ -210,10 +223,7 @@ class OpenHandler:
             return None
         if len(how) < OPEN_HOW_MIN:
             return None
-        flags = int.from_bytes(how[:8], "little")
-        if flags & os.O_PATH:  # openat2 refuses any other flag beside O_PATH, and is to
-            return None
-        return flags, int.from_bytes(how[16:24], "little")
+        return int.from_bytes(how[:8], "little"), int.from_bytes(how[16:24], "little")
 
     # --- changing a call --------------------------------------------------------------
 

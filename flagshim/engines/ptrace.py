@@ -1,9 +1,4 @@
-"""The ptrace engine: seccomp stops the calls of interest, ptrace(2) has them changed.
-
-The loop is: wait for all stops at hand, answer each, sleep when there are none. What a
-call means is opens.py's; here are only the ways a process can start, stop, multiply, become
-another and end.
-"""
+"""The ptrace engine: a program we start, or become, with a filter that stops only some calls."""
 
 import os
 import signal
@@ -13,27 +8,14 @@ from flagshim import descriptors
 from flagshim.engines.command import Command
 from flagshim.engines.forwarding import FORWARDED, Forwarding
 from flagshim.engines.launch import start
-from flagshim.engines.opens import OpenHandler
 from flagshim.engines.sink import Sink
 from flagshim.engines.stops import TERMINAL_STOPS, Stops
 from flagshim.engines.threads import Thread
-from flagshim.linux import (
-    PTRACE_EVENT_EXEC,
-    PTRACE_EVENT_SECCOMP,
-    PTRACE_EVENT_STOP,
-    ptrace_cont,
-    ptrace_event_message,
-    ptrace_listen,
-    ptrace_signal_sender,
-    ptrace_syscall,
-)
+from flagshim.engines.tracer import Tracer
+from flagshim.linux import ptrace_signal_sender
 from flagshim.openflags import bits_of
 from flagshim.rules import MACHINE, Rule, flag_bits
 from flagshim.seccomp import build_filter
-
-_SYSCALL_STOP = signal.SIGTRAP | 0x80  # PTRACE_O_TRACESYSGOOD
-_GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
-_RETRY_SECONDS = 0.05
 
 
 def filter_for(rules: Sequence[Rule]) -> bytes:
@@ -41,15 +23,13 @@ def filter_for(rules: Sequence[Rule]) -> bytes:
     return build_filter(flag_bits(rules), bits_of("O_PATH", MACHINE))
 
 
-class PtraceEngine:
+class PtraceEngine(Tracer):
     """Runs one command and everything it starts under ptrace."""
 
     name = "ptrace"
 
     def __init__(self, rules: Sequence[Rule], sink: Sink) -> None:
-        self._sink = sink
-        self._handler = OpenHandler(rules, sink)
-        self._threads: dict[int, Thread] = {}
+        super().__init__(rules, sink)
         self._child_pid = 0
         self._child_status = 0
         self._relays = False
@@ -95,115 +75,34 @@ class PtraceEngine:
 
     def _supervise(self, pid: int, stops: Stops) -> None:
         self._child_pid = pid
-        self._threads[pid] = Thread(pid)
-        self._loop(stops)
+        self.threads[pid] = Thread(pid)
+        self.loop(stops)
 
-    # --- the loop ---------------------------------------------------------------------
+    # --- what differs from any tracer ---------------------------------------------------
 
-    def _loop(self, stops: Stops) -> None:
-        while True:
-            try:
-                found = stops.ready()
-            except ChildProcessError:
-                return
-            for tid, status in found:
-                self._dispatch(tid, status)
-            if found:
-                self._sink.flush_if_due()
-                if self._stop_asked:
-                    self._stop_with_tracees()
-                timeout: float | None = 0
-            elif not self._threads and not self._adopt_unheard_of():
-                return
-            else:
-                timeout = None if self._sink.flush() else _RETRY_SECONDS
-            if self._forwarding.waiting:
-                for number in self._forwarding.due():
-                    self._forward(number)
-                timeout = _RETRY_SECONDS if timeout is None else timeout
-            info = stops.sleep(timeout)
-            if info is not None and info.si_signo != signal.SIGCHLD and self._relays:
-                self._signalled(info)
+    def attend(self) -> bool:
+        """Pass on signals that are due, and stop if all tracees have."""
+        if self._stop_asked:
+            self._stop_with_tracees()
+        for number in self._forwarding.due():
+            self._forward(number)
+        return bool(self._forwarding.waiting)
 
-    def _dispatch(self, tid: int, status: int) -> None:
-        """Answer one stop or end. A thread may be killed at any point of it."""
-        if not os.WIFSTOPPED(status):
-            self._gone(tid, status)
-            return
-        thread = self._threads.get(tid)
-        if thread is None:  # a child's first stop often comes before its parent's event
-            thread = self._threads[tid] = Thread(tid)
-        event = status >> 16
-        stop = os.WSTOPSIG(status)
-        try:
-            if event == PTRACE_EVENT_SECCOMP:
-                if self._handler.entered(thread):
-                    ptrace_syscall(tid)
-                else:
-                    ptrace_cont(tid)
-            elif event == PTRACE_EVENT_STOP and stop in _GROUP_STOPS:
-                thread.stopped = True
-                ptrace_listen(tid)
-            elif event == PTRACE_EVENT_EXEC:
-                self._execed(thread)
-                ptrace_cont(tid)
-            elif event:
-                thread.stopped = False
-                ptrace_cont(tid)
-            elif stop == _SYSCALL_STOP:
-                self._returned(thread)
-            else:
-                if stop in FORWARDED and os.path.exists(f"/proc/{self._child_pid}/task/{tid}"):
-                    self._forwarding.delivered(stop, ptrace_signal_sender(tid))
-                ptrace_cont(tid, stop)
-        except ProcessLookupError:
-            pass  # killed: its end will be reported
-
-    def _returned(self, thread: Thread) -> None:
-        event = self._handler.exited(thread, thread.call) if thread.call is not None else None
-        ptrace_cont(thread.tid)
-        if event is not None:
-            self._sink.record(event)
-
-    def _execed(self, thread: Thread) -> None:
-        """Handle exec, which a thread other than the leader comes out of as the leader.
-
-        It then has the leader's ID, and its former one never reports an end (ptrace(2)).
-        """
-        former = self._threads.pop(ptrace_event_message(thread.tid), thread)
-        for gone in (thread, former):
-            self._handler.gone(gone)
-        self._handler.process_gone(thread.tid)
-        self._threads[thread.tid] = Thread(thread.tid)
-
-    def _gone(self, tid: int, status: int) -> None:
-        thread = self._threads.pop(tid, None)
-        if thread is not None:
-            self._handler.gone(thread)
-            self._handler.process_gone(tid)
+    def ended(self, tid: int, status: int) -> None:
+        """Keep the wait status of the command itself."""
         if tid == self._child_pid:
             self._child_status = status
 
-    def _adopt_unheard_of(self) -> bool:
-        """Find tracees whose parents were killed before they could tell of them.
+    def signal_stop(self, tid: int, number: int) -> None:
+        """Deliver a signal, and remember whose it is if it might be one to pass on."""
+        if number in FORWARDED and os.path.exists(f"/proc/{self._child_pid}/task/{tid}"):
+            self._forwarding.delivered(number, ptrace_signal_sender(tid))
+        self.resume(tid, number)
 
-        Only asked when no tracee is known: what is left may also be children that are not
-        tracees at all.
-        """
-        mark = f"\nTracerPid:\t{os.getpid()}\n"
-        for entry in os.listdir("/proc"):
-            if entry.isdecimal():
-                try:
-                    with open(f"/proc/{entry}/status", errors="replace") as file:
-                        if mark in file.read():
-                            self._threads[int(entry)] = Thread(int(entry))
-                except OSError:
-                    continue
-        return bool(self._threads)
-
-    # --- signals to the supervisor ----------------------------------------------------
-
-    def _signalled(self, info: signal.struct_siginfo) -> None:
+    def signalled(self, info: signal.struct_siginfo) -> None:
+        """Pass a signal on, or stop as our tracees do."""
+        if not self._relays:
+            return
         number = signal.Signals(info.si_signo)
         if number in TERMINAL_STOPS:
             self._stop_asked = True
@@ -221,7 +120,7 @@ class PtraceEngine:
 
     def _to_survivors(self, number: signal.Signals) -> None:
         """Pass a signal to what CMD left running, once CMD itself has ended."""
-        for tid in self._threads:
+        for tid in self.threads:
             try:
                 os.kill(tid, number)
             except OSError:
@@ -232,6 +131,6 @@ class PtraceEngine:
 
         Not before: a program that handles SIGTSTP needs us until it stops of itself.
         """
-        if self._threads and all(thread.stopped for thread in self._threads.values()):
+        if self.threads and all(thread.stopped for thread in self.threads.values()):
             self._stop_asked = False
             os.kill(os.getpid(), signal.SIGSTOP)

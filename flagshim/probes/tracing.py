@@ -12,7 +12,7 @@ from flagshim.linux import (
     TRACE_OPTIONS,
     WALL,
     ptrace_cont,
-    ptrace_seccomp_info,
+    ptrace_entry_info,
     ptrace_seize,
 )
 from flagshim.probes.finding import Answer, limited, no, probe, works
@@ -152,7 +152,7 @@ def syscall_info() -> Answer:
         os.kill(pid, signal.SIGSTOP)
         os.waitpid(pid, WALL)
         try:
-            ptrace_seccomp_info(pid)
+            ptrace_entry_info(pid)
         except OSError as error:
             return no(
                 f"no PTRACE_GET_SYSCALL_INFO: {error.strerror}", "use Linux 5.3 or a newer kernel"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from flagshim.cli import cli
-from flagshim.linux import is_child_subreaper
+from flagshim.linux import is_child_subreaper, set_child_subreaper
 from flagshim.probes import PROBES, Finding, Probe, Status, examine, missing
 from flagshim.probes.finding import Answer, works
 from flagshim.probes.host import qemu_meaning
@@ -251,14 +251,21 @@ def test_nothing_that_a_trial_started_is_left(hang: bool) -> None:
 
 
 def test_a_caller_that_ignores_its_children_gets_answers_and_goes_on_ignoring() -> None:
-    subreaper = is_child_subreaper()
     handler = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         assert attempt(lambda: ["answer"]) == ["answer"]
         assert signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGCHLD, handler)
+
+
+@pytest.mark.parametrize("subreaper", [False, True])
+def test_orphans_go_where_they_went_before(subreaper: bool) -> None:
+    former = is_child_subreaper()
+    set_child_subreaper(subreaper)
+    attempt(list)
     assert is_child_subreaper() == subreaper
+    set_child_subreaper(former)
 
 
 # --- what is only read, not tried -----------------------------------------------------

@@ -1,0 +1,156 @@
+"""The tracer: a loop that answers the stops of threads, whoever started them.
+
+Wait for all stops at hand, answer each, sleep when there are none. What a call means is
+opens.py's; here are only the ways a process can start, stop, multiply, become another and
+end. ptrace.py and attach.py say how it begins, and what stops they ask for.
+"""
+
+import os
+import signal
+from collections.abc import Sequence
+
+from flagshim.engines.opens import OpenHandler
+from flagshim.engines.sink import Sink
+from flagshim.engines.stops import Stops
+from flagshim.engines.threads import Thread
+from flagshim.linux import (
+    PTRACE_EVENT_EXEC,
+    PTRACE_EVENT_SECCOMP,
+    PTRACE_EVENT_STOP,
+    ptrace_cont,
+    ptrace_event_message,
+    ptrace_listen,
+    ptrace_syscall,
+)
+from flagshim.rules import Rule
+
+GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+_SYSCALL_STOP = signal.SIGTRAP | 0x80  # PTRACE_O_TRACESYSGOOD
+_RETRY_SECONDS = 0.05
+
+
+class Tracer:
+    """Answers stops until no tracee is left. Subclasses override what is not underscored."""
+
+    def __init__(self, rules: Sequence[Rule], sink: Sink) -> None:
+        self.sink = sink
+        self.handler = OpenHandler(rules, sink)
+        self.threads: dict[int, Thread] = {}
+
+    def loop(self, stops: Stops) -> None:
+        """Serve the threads in `threads` and all that come of them until they have ended."""
+        while True:
+            try:
+                found = stops.ready()
+            except ChildProcessError:
+                return
+            for tid, status in found:
+                self._dispatch(tid, status)
+            if found:
+                self.sink.flush_if_due()
+                timeout: float | None = 0
+            elif not self.threads and not self._adopt_unheard_of():
+                return
+            else:
+                timeout = None if self.sink.flush() else _RETRY_SECONDS
+            if self.attend():
+                timeout = _RETRY_SECONDS if timeout is None else timeout
+            info = stops.sleep(timeout)
+            if info is not None and info.si_signo != signal.SIGCHLD:
+                self.signalled(info)
+
+    # --- for subclasses ---------------------------------------------------------------
+
+    def attend(self) -> bool:
+        """Do what is due between stops; True asks to be called again within moments."""
+        return False
+
+    def signalled(self, info: signal.struct_siginfo) -> None:
+        """Handle a signal sent to us."""
+
+    def ended(self, tid: int, status: int) -> None:
+        """Take note of the end of a thread, with its wait status."""
+
+    def signal_stop(self, tid: int, number: int) -> None:
+        """Answer a stop for the delivery of a signal."""
+        self.resume(tid, number)
+
+    def syscall_stop(self, thread: Thread) -> None:
+        """Answer a syscall-exit stop, the only kind that is asked for here."""
+        event = self.handler.exited(thread, thread.call) if thread.call is not None else None
+        self.resume(thread.tid)
+        if event is not None:
+            self.sink.record(event)
+
+    def resume(self, tid: int, number: int = 0) -> None:
+        """Let a thread run to the next stop that is of interest, delivering a signal."""
+        ptrace_cont(tid, number)
+
+    # --- stops ------------------------------------------------------------------------
+
+    def _dispatch(self, tid: int, status: int) -> None:
+        """Answer one stop or end. A thread may be killed at any point of it."""
+        if not os.WIFSTOPPED(status):
+            self._gone(tid, status)
+            return
+        thread = self.threads.get(tid)
+        if thread is None:  # a child's first stop often comes before its parent's event
+            thread = self.threads[tid] = Thread(tid)
+        event = status >> 16
+        stop = os.WSTOPSIG(status)
+        try:
+            if event == PTRACE_EVENT_SECCOMP:
+                if self.handler.entered(thread):
+                    ptrace_syscall(tid)
+                else:
+                    self.resume(tid)
+            elif event == PTRACE_EVENT_STOP and stop in GROUP_STOPS:
+                thread.stopped = True
+                ptrace_listen(tid)
+            elif event == PTRACE_EVENT_EXEC:
+                self._execed(thread)
+                self.resume(tid)
+            elif event:
+                thread.stopped = False
+                self.resume(tid)
+            elif stop == _SYSCALL_STOP:
+                self.syscall_stop(thread)
+            else:
+                self.signal_stop(tid, stop)
+        except ProcessLookupError:
+            pass  # killed: its end will be reported
+
+    def _execed(self, thread: Thread) -> None:
+        """Handle exec, which a thread other than the leader comes out of as the leader.
+
+        It then has the leader's ID, and its former one never reports an end (ptrace(2)).
+        """
+        former = self.threads.pop(ptrace_event_message(thread.tid), thread)
+        for gone in (thread, former):
+            self.handler.gone(gone)
+        self.handler.process_gone(thread.tid)
+        self.threads[thread.tid] = Thread(thread.tid)
+
+    def _gone(self, tid: int, status: int) -> None:
+        thread = self.threads.pop(tid, None)
+        if thread is not None:
+            self.handler.gone(thread)
+            self.handler.process_gone(tid)
+        self.ended(tid, status)
+
+    def _adopt_unheard_of(self) -> bool:
+        """Find tracees whose parents were killed before they could tell of them.
+
+        Only asked when no tracee is known: what is left may also be children that are not
+        tracees at all.
+        """
+        mark = f"\nTracerPid:\t{os.getpid()}\n"
+        for entry in os.listdir("/proc"):
+            if entry.isdecimal():
+                try:
+                    with open(f"/proc/{entry}/status", errors="replace") as file:
+                        if mark in file.read():
+                            self.threads[int(entry)] = Thread(int(entry))
+                except OSError:
+                    continue
+        return bool(self.threads)
