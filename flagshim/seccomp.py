@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import pyseccomp
 
-from flagshim.syscalls import ARGUMENTS, STANDING_CALLS, Kind
+from flagshim.syscalls import ABI_BY_AUDIT_ARCH, ARGUMENTS, STANDING_CALLS, Kind
 
 COOKIE = 0xF1A0
 """High bits of the return data of a stop of ours, to tell it from the program's own."""
@@ -53,6 +53,27 @@ def build_filter(flag_bits: Iterable[int], o_path: int) -> bytes:
         program.export_bpf(file)
         file.seek(0)
         return file.read()
+
+
+def numbered_calls() -> dict[tuple[int, int], Kind]:
+    """Return what the filter would trace whatever its flags, by (AUDIT_ARCH_*, number).
+
+    For a tracer that sees every call and has no filter to tell it which ones matter.
+    """
+    names: dict[Kind, tuple[str, ...]] = {
+        kind: (call.syscall,) for kind, call in ARGUMENTS.items() if kind is not Kind.SETFL
+    }
+    names[Kind.SETFL] = ("fcntl", "fcntl64")
+    names[Kind.STANDING] = STANDING_CALLS
+    names[Kind.IO_URING] = ("io_uring_setup",)
+    found = {}
+    for audit_arch in ABI_BY_AUDIT_ARCH:
+        for kind, calls in names.items():
+            for name in calls:
+                number = pyseccomp.resolve_syscall(audit_arch, name)
+                if number >= 0:  # negative: libseccomp's own, for what an ABI does not have
+                    found[audit_arch, number] = kind
+    return found
 
 
 def _trace(kind: Kind) -> int:

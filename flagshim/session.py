@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flagshim import __version__, descriptors
+from flagshim.engines.attach import AttachEngine, find_target
 from flagshim.engines.command import User, command_failure, command_for
 from flagshim.engines.detach import become_served
 from flagshim.engines.ptrace import PtraceEngine, filter_for
@@ -60,7 +61,7 @@ def supervise(
     _check_command(argv[0])
     handed_on = descriptors.inherited()
     existed = trace.exists()
-    session_id = _begin(argv, rules, trace, user)
+    session_id = _begin(argv, rules, trace, PtraceEngine.name, _uid(user))
     writer = TraceWriter(trace, session_id, _say_on_stderr)
     exit_status = None
     try:
@@ -68,7 +69,7 @@ def supervise(
         status = PtraceEngine(rules, writer).run(command, handed_on)
         exit_status = os.waitstatus_to_exitcode(status)
     finally:
-        writer.close(exit_status)
+        writer.close(exit_status, began=exit_status is not None)
         if exit_status is None and not existed:
             trace.unlink(missing_ok=True)
     return Outcome(
@@ -96,13 +97,13 @@ def become(
     _check_command(argv[0])
     existed = trace.exists()
     trace = trace.absolute()
-    session_id = _begin(argv, rules, trace, user)
+    session_id = _begin(argv, rules, trace, PtraceEngine.name, _uid(user))
 
     def serve(pid: int, report: int) -> None:
         writer = TraceWriter(trace, session_id, _say_in_syslog)
         status = PtraceEngine(rules, writer).serve(pid)
         started = not os.read(report, 1)
-        writer.close(os.waitstatus_to_exitcode(status) if started else None)
+        writer.close(os.waitstatus_to_exitcode(status), began=started)
         if writer.lost:
             _say_in_syslog(f"trace {trace}: {writer.lost} events lost ({writer.trouble})")
         if not started and not existed:
@@ -111,11 +112,44 @@ def become(
     become_served(command_for(argv, filter_for(rules), user), serve)
 
 
-def _begin(argv: Sequence[str], rules: Sequence[Rule], trace: Path, user: User | None) -> int:
+def attach(pid: int, rules: Sequence[Rule], trace: Path, seconds: float | None) -> Outcome:
+    """Supervise a running process until it ends, a signal tells us to leave it, or time is up.
+
+    Args:
+        pid: the process; all its threads, and from then on its children, are served.
+        rules: in order; the first that is for a call and flag decides.
+        trace: file to add a session to, made if missing.
+        seconds: how long; None for as long as it lives.
+
+    Raises:
+        FlagshimError: it cannot be traced, or the trace is unusable.
+    """
+    target = find_target(pid)
+    existed = trace.exists()
+    session_id = _begin(target.argv, rules, trace, AttachEngine.name, target.uid)
+    writer = TraceWriter(trace, session_id, _say_on_stderr)
+    began = False
+    try:
+        AttachEngine(rules, writer).run(target, seconds)
+        began = True
+    finally:
+        writer.close(None, began=began)
+        if not began and not existed:
+            trace.unlink(missing_ok=True)
+    return Outcome(
+        0, writer.seen, writer.cleared, writer.still_refused, writer.lost, writer.trouble
+    )
+
+
+def _uid(user: User | None) -> int:
+    return user.uid if user else os.getuid()
+
+
+def _begin(argv: Sequence[str], rules: Sequence[Rule], trace: Path, engine: str, uid: int) -> int:
     """Add a session to a trace, made if missing; return its id."""
     file = TraceFile.create_or_extend(trace)
     try:
-        return file.add_session(_session_row(argv, rules, user))
+        return file.add_session(_session_row(argv, rules, engine, uid))
     finally:
         file.close()
 
@@ -139,16 +173,16 @@ def _check_command(command: str) -> None:
 
 
 def _session_row(
-    argv: Sequence[str], rules: Sequence[Rule], user: User | None
+    argv: Sequence[str], rules: Sequence[Rule], engine: str, uid: int
 ) -> dict[str, object]:
     return {
         "started_ns": time.time_ns(),
         "flagshim": __version__,
-        "engine": PtraceEngine.name,
+        "engine": engine,
         "host": platform.node(),
         "kernel": platform.release(),
         "machine": MACHINE,
-        "uid": user.uid if user else os.getuid(),
+        "uid": uid,
         "cwd": text_or_bytes(os.getcwdb()),
         "command": json.dumps(list(argv)),
         "rules": json.dumps([_rule_as_json(rule) for rule in rules]),

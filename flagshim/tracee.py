@@ -65,11 +65,25 @@ def program_name(tid: int) -> bytes:
         return os.path.basename(os.readlink(b"/proc/%d/exe" % tid)).removesuffix(b" (deleted)")
     except OSError:
         pass
+    return comm(tid)
+
+
+def comm(tid: int) -> bytes:
+    """Return a thread's command name (proc(5), comm), "?" if it is gone."""
     try:
         with open(f"/proc/{tid}/comm", "rb") as file:
             return file.read().rstrip(b"\n")
     except OSError:
         return b"?"
+
+
+def tracer_of(tid: int) -> int:
+    """Return the PID of the process that traces a thread, 0 if none does."""
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(b"TracerPid:"))
+    except (OSError, StopIteration):
+        return 0
 
 
 def fd_path(tid: int, fd: int) -> bytes | None:

@@ -10,7 +10,7 @@ from flagshim import __version__, descriptors
 from flagshim.errors import EXIT_FAILURE, FlagshimError
 from flagshim.reports.text import printable
 
-_COMMANDS = ("run", "exec", "wrap", "report", "doctor")
+_COMMANDS = ("run", "exec", "wrap", "attach", "report", "doctor")
 
 
 class _Commands(click.Group):

@@ -1,12 +1,15 @@
 """Options that several commands share, and what becomes of them."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from flagshim.errors import FlagshimError
+from flagshim.reports.text import command_line
 from flagshim.rules import BUILT_IN, Rule, When, load_rules
+from flagshim.session import Outcome
 
 COMMAND_SETTINGS = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
 """For commands that take a CMD: what follows it is CMD's."""
@@ -102,3 +105,15 @@ def command_from(cmd: tuple[str, ...], example: str) -> tuple[str, ...]:
     if not cmd:
         raise FlagshimError("no CMD", f"as in {example}")
     return cmd
+
+
+def sum_up(outcome: Outcome, trace: Path) -> None:
+    """Print the last line on stderr: how many, of how many, and what to type next."""
+    noun = "open" if outcome.seen == 1 else "opens"
+    parts = [f"{outcome.cleared} of {outcome.seen} {noun} rewritten"]
+    if outcome.still_refused:
+        parts.append(f"{outcome.still_refused} failed all the same")
+    if outcome.lost:
+        parts.append(f"{outcome.lost} not in the trace ({outcome.trouble})")
+    command = command_line(["flagshim", "report", str(trace)])
+    print(f"flagshim: {', '.join(parts)}; see: {command}", file=sys.stderr)

@@ -14,12 +14,12 @@ from flagshim.cli.options import (
     command_from,
     rule_options,
     rules_from,
+    sum_up,
     trace_option,
     user_option,
 )
 from flagshim.engines.command import find_user
-from flagshim.reports.text import command_line
-from flagshim.session import Outcome, supervise
+from flagshim.session import supervise
 from flagshim.trace.location import new_trace
 
 
@@ -54,20 +54,8 @@ def run(
     as_user = find_user(user) if user is not None else None
     file = trace or new_trace(cmd[0])
     outcome = supervise(cmd, rules, file, as_user)
-    _sum_up(outcome, file)
+    sum_up(outcome, file)
     return _exit_as(outcome.exit_status)
-
-
-def _sum_up(outcome: Outcome, trace: Path) -> None:
-    """Print the last line on stderr: how many, of how many, and what to type next."""
-    noun = "open" if outcome.seen == 1 else "opens"
-    parts = [f"{outcome.cleared} of {outcome.seen} {noun} rewritten"]
-    if outcome.still_refused:
-        parts.append(f"{outcome.still_refused} failed all the same")
-    if outcome.lost:
-        parts.append(f"{outcome.lost} not in the trace ({outcome.trouble})")
-    command = command_line(["flagshim", "report", str(trace)])
-    print(f"flagshim: {', '.join(parts)}; see: {command}", file=sys.stderr)
 
 
 def _exit_as(status: int) -> int:

@@ -1,8 +1,8 @@
 """Starting CMD as a child that is traced before it begins."""
 
-import contextlib
 import os
 
+from flagshim import tracee
 from flagshim.engines.command import REPORT, Command, NotStarted
 from flagshim.errors import FlagshimError
 from flagshim.linux import TRACE_OPTIONS, ptrace_seize
@@ -66,9 +66,5 @@ def start(command: Command) -> Child:
 
 def _tracer_of_ours() -> str:
     """Name the process that traces us already, whose child we then cannot trace."""
-    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as file:
-        tracer = int(next(line for line in file if line.startswith("TracerPid:")).split()[1])
-        if tracer:
-            with open(f"/proc/{tracer}/comm") as comm:
-                return f" (we are traced by {comm.read().strip()}, PID {tracer})"
-    return ""
+    tracer = tracee.tracer_of(os.getpid())
+    return f" (we are traced by {os.fsdecode(tracee.comm(tracer))}, PID {tracer})" if tracer else ""

@@ -24,8 +24,8 @@ from flagshim.linux import (
 )
 from flagshim.rules import Rule
 
-GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
-_SYSCALL_STOP = signal.SIGTRAP | 0x80  # PTRACE_O_TRACESYSGOOD
+_GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+SYSCALL_STOP = signal.SIGTRAP | 0x80  # PTRACE_O_TRACESYSGOOD
 _RETRY_SECONDS = 0.05
 
 
@@ -45,7 +45,7 @@ class Tracer:
             except ChildProcessError:
                 return
             for tid, status in found:
-                self._dispatch(tid, status)
+                self.dispatch(tid, status)
             if found:
                 self.sink.flush_if_due()
                 timeout: float | None = 0
@@ -53,7 +53,10 @@ class Tracer:
                 return
             else:
                 timeout = None if self.sink.flush() else _RETRY_SECONDS
-            if self.attend():
+            attend_again = self.attend()
+            if self.finished():
+                return
+            if attend_again:
                 timeout = _RETRY_SECONDS if timeout is None else timeout
             info = stops.sleep(timeout)
             if info is not None and info.si_signo != signal.SIGCHLD:
@@ -63,6 +66,10 @@ class Tracer:
 
     def attend(self) -> bool:
         """Do what is due between stops; True asks to be called again within moments."""
+        return False
+
+    def finished(self) -> bool:
+        """Tell whether to end although tracees are left."""
         return False
 
     def signalled(self, info: signal.struct_siginfo) -> None:
@@ -88,7 +95,7 @@ class Tracer:
 
     # --- stops ------------------------------------------------------------------------
 
-    def _dispatch(self, tid: int, status: int) -> None:
+    def dispatch(self, tid: int, status: int) -> None:
         """Answer one stop or end. A thread may be killed at any point of it."""
         if not os.WIFSTOPPED(status):
             self._gone(tid, status)
@@ -104,7 +111,7 @@ class Tracer:
                     ptrace_syscall(tid)
                 else:
                     self.resume(tid)
-            elif event == PTRACE_EVENT_STOP and stop in GROUP_STOPS:
+            elif event == PTRACE_EVENT_STOP and stop in _GROUP_STOPS:
                 thread.stopped = True
                 ptrace_listen(tid)
             elif event == PTRACE_EVENT_EXEC:
@@ -113,7 +120,7 @@ class Tracer:
             elif event:
                 thread.stopped = False
                 self.resume(tid)
-            elif stop == _SYSCALL_STOP:
+            elif stop == SYSCALL_STOP:
                 self.syscall_stop(thread)
             else:
                 self.signal_stop(tid, stop)

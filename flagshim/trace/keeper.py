@@ -68,6 +68,7 @@ class _Keeper:
         self._blind_spots: list[BlindSpot] = []
         self._dirty = False
         self._ended = False
+        self._began = True
         self._exit_status: int | None = None
 
     def run(self, pipe: int) -> None:
@@ -103,9 +104,8 @@ class _Keeper:
                 self._events += events[:room]
                 self._seen, self._lost_before, self._blind_spots = seen, lost, spots
                 self._dirty = True
-            case ("end", exit_status):
-                self._ended = True
-                self._exit_status = exit_status if isinstance(exit_status, int) else None
+            case ("end", int() | None as exit_status, bool(began)):
+                self._ended, self._exit_status, self._began = True, exit_status, began
 
     def _write(self) -> None:
         if not self._dirty:
@@ -143,7 +143,7 @@ class _Keeper:
     def _end_session(self) -> None:
         if not self._ended:  # the supervisor was killed: `ended_ns` stays NULL
             return
-        if self._exit_status is None:
-            self._trace.remove_session(self._session_id)
-        else:
+        if self._began:
             self._trace.end_session(self._session_id, self._exit_status)
+        else:
+            self._trace.remove_session(self._session_id)

@@ -103,15 +103,16 @@ class TraceWriter:
 
     # --- the end ------------------------------------------------------------------------
 
-    def close(self, exit_status: int | None) -> None:
+    def close(self, exit_status: int | None, began: bool = True) -> None:
         """Hand on the rest, end the session, and wait until the keeper has written it.
 
         Args:
-            exit_status: of CMD, negative for a fatal signal; None takes the session back.
+            exit_status: of CMD, negative for a fatal signal; None if it goes on without us.
+            began: False takes the session back: CMD was never started.
         """
         os.set_blocking(self._pipe, True)
         self.flush()
-        self._post(("end", exit_status))
+        self._post(("end", exit_status, began))
         self._send()
         os.close(self._pipe)
         with open(self._reply, "rb") as reply:

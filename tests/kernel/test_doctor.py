@@ -342,12 +342,15 @@ def test_programs_of_32_bits() -> None:
     assert runs
 
 
-def test_x32_agrees_with_what_the_kernel_was_built_with() -> None:
+def test_i386_and_x32_agree_with_what_the_kernel_was_built_with() -> None:
     configuration = Path("/proc/config.gz")
     require("config.gz", None if configuration.exists() else "the kernel does not show it")
     text = subprocess.check_output(["zcat", configuration], text=True)
     _, found = _doctor()
     assert (found["x32"]["status"] == "limited") == ("CONFIG_X86_X32_ABI=y" in text)
+    if "ia32_emulation" not in Path("/proc/cmdline").read_text():  # may be off at start
+        runs = "programs of 32 bits run" in found["i386"]["detail"]
+        assert runs == ("CONFIG_IA32_EMULATION=y" in text)
 
 
 def test_a_qemu_that_hangs_is_a_finding(tmp_path: Path) -> None:

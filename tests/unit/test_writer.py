@@ -53,7 +53,7 @@ def test_events_arrive_in_order_and_whole(trace: Path) -> None:
 
 
 def test_session_that_never_began_is_taken_back(trace: Path) -> None:
-    begin(trace).close(None)
+    begin(trace).close(None, began=False)
     assert rows(trace, "SELECT * FROM session") == []
 
 

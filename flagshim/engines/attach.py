@@ -1,0 +1,238 @@
+"""Attaching to a program that runs already, and leaving it as it was.
+
+Nothing is injected: every system call of the program stops twice, and most are let go at
+once. That is slow, and it can be undone at any moment.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flagshim import tracee
+from flagshim.engines.sink import Sink
+from flagshim.engines.stops import Stops
+from flagshim.engines.threads import Thread
+from flagshim.engines.tracer import SYSCALL_STOP, Tracer
+from flagshim.errors import FlagshimError
+from flagshim.linux import (
+    ATTACH_OPTIONS,
+    PTRACE_EVENT_STOP,
+    SYSCALL_ENTRY,
+    WALL,
+    ptrace_cont,
+    ptrace_detach,
+    ptrace_entry_info,
+    ptrace_interrupt,
+    ptrace_seize,
+    ptrace_syscall,
+)
+from flagshim.rules import Rule
+from flagshim.seccomp import numbered_calls
+
+_LEAVE_ON = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+_ROUNDS = 1009
+"""How often the list of threads is read at most until it has no new ones."""
+
+
+class Target(NamedTuple):
+    """A process as /proc shows it."""
+
+    pid: int
+    uid: int
+    argv: list[str]
+
+
+def find_target(pid: int) -> Target:
+    """Look at a process that is to be attached to.
+
+    Raises:
+        FlagshimError: there is none, or it is one that cannot be traced, and why.
+    """
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        with open(f"/proc/{pid}/cmdline", "rb") as stream:
+            cmdline = stream.read()
+    except OSError:
+        raise FlagshimError(f"no process {pid}", "see ps -e") from None
+    name = status["Name"]
+    if int(status["Tgid"]) != pid:
+        raise FlagshimError(f"{pid} is a thread of {status['Tgid']}", "attach to the process")
+    if status["State"].startswith("Z"):
+        raise FlagshimError(f"process {pid} ({name}) has ended", "nothing is left to attach to")
+    if not cmdline:
+        raise FlagshimError(f"{pid} ({name}) is a kernel thread", "only programs can be traced")
+    if pid == os.getpid():
+        raise FlagshimError(f"{pid} is flagshim itself", "name another process")
+    tracer = int(status["TracerPid"])
+    if tracer:
+        by = os.fsdecode(tracee.comm(tracer))
+        raise FlagshimError(
+            f"process {pid} ({name}) is traced already, by {by} (PID {tracer})",
+            "end that first: a process has one tracer",
+        )
+    uid = int(status["Uid"].split()[0])
+    return Target(
+        pid, uid, [os.fsdecode(word) for word in cmdline.removesuffix(b"\0").split(b"\0")]
+    )
+
+
+class AttachEngine(Tracer):
+    """Serves one running process, its threads, and from then on its children."""
+
+    name = "ptrace attach"
+
+    def __init__(self, rules: Sequence[Rule], sink: Sink) -> None:
+        super().__init__(rules, sink)
+        self._calls = numbered_calls()
+        self._leave_at: float | None = None
+        self._leaving = False
+
+    def run(self, target: Target, seconds: float | None) -> None:
+        """Serve a process until it ends, a signal tells us to leave it, or time is up.
+
+        Raises:
+            FlagshimError: it cannot be traced.
+        """
+        self._leave_at = None if seconds is None else time.monotonic() + seconds
+        with Stops() as stops:
+            self._seize_all(target)
+            self.loop(stops)
+            if self._leaving:
+                self._leave()
+
+    # --- attaching ----------------------------------------------------------------------
+
+    def _seize_all(self, target: Target) -> None:
+        """Seize every thread; those that a seized one starts meanwhile come by themselves."""
+        for _ in range(_ROUNDS):
+            try:
+                tids = {int(name) for name in os.listdir(f"/proc/{target.pid}/task")}
+            except OSError:
+                tids = set()
+            new = tids - self.threads.keys()
+            if not new:
+                break
+            for tid in new:
+                self._seize(tid, target)
+        if not self.threads:
+            raise FlagshimError(f"process {target.pid} ended meanwhile", "see ps -e")
+
+    def _seize(self, tid: int, target: Target) -> None:
+        try:
+            ptrace_seize(tid, ATTACH_OPTIONS)
+        except ProcessLookupError:
+            return
+        except OSError:
+            if tracee.tracer_of(tid) == os.getpid():  # a child of one that we had seized
+                self.threads[tid] = Thread(tid)
+                return
+            raise self._refusal(target) from None
+        self.threads[tid] = Thread(tid)
+        ptrace_interrupt(tid)
+
+    @staticmethod
+    def _refusal(target: Target) -> FlagshimError:
+        """Name the reason why the kernel does not let us trace a process (ptrace(2), EPERM)."""
+        what = f"cannot trace process {target.pid}"
+        if os.geteuid() not in (0, target.uid):
+            return FlagshimError(f"{what}: it belongs to user {target.uid}", "run flagshim as root")
+        try:
+            with open("/proc/sys/kernel/yama/ptrace_scope") as file:
+                scope = int(file.read())
+        except OSError:
+            scope = 0
+        if scope >= (3 if os.geteuid() == 0 else 1):
+            return FlagshimError(
+                f"{what}: Yama allows only a parent to trace (ptrace_scope {scope})",
+                "run flagshim as root, or start the program with flagshim run",
+            )
+        return FlagshimError(
+            f"{what}: the kernel refuses it (set-user-ID, a container, or a security module)",
+            "run flagshim as root outside the container; see flagshim doctor",
+        )
+
+    # --- serving ------------------------------------------------------------------------
+
+    def resume(self, tid: int, number: int = 0) -> None:
+        """Let a thread run to its next system call, or its return from one."""
+        ptrace_syscall(tid, number)
+
+    def syscall_stop(self, thread: Thread) -> None:
+        """Answer a syscall-entry or syscall-exit stop."""
+        if thread.call is not None:
+            super().syscall_stop(thread)
+            return
+        info = ptrace_entry_info(thread.tid)
+        if info[0] == SYSCALL_ENTRY:
+            kind = self._calls.get((info[1], info[4]))
+            if kind is not None:
+                self.handler.entered_call(thread, kind, info)
+        self.resume(thread.tid)
+
+    def signalled(self, info: signal.struct_siginfo) -> None:
+        """Leave when told to, by whomever."""
+        if info.si_signo in _LEAVE_ON:
+            self._leaving = True
+
+    def attend(self) -> bool:
+        """Look at the clock."""
+        if self._leave_at is not None and time.monotonic() >= self._leave_at:
+            self._leaving = True
+        return self._leave_at is not None
+
+    def finished(self) -> bool:
+        """Tell whether to leave."""
+        return self._leaving
+
+    # --- leaving ------------------------------------------------------------------------
+
+    def _leave(self) -> None:
+        """Detach from every thread, each where nothing of ours is left in it.
+
+        Only at the stop of PTRACE_INTERRUPT, or for a signal: there the kernel still restarts
+        an interrupted call. At a syscall stop it would let -ERESTARTSYS through to the program.
+        """
+        for tid in list(self.threads):
+            try:
+                ptrace_interrupt(tid)
+            except ProcessLookupError:
+                continue
+        while self.threads:
+            try:
+                tid, status = os.waitpid(-1, WALL)
+            except ChildProcessError:
+                return
+            if not os.WIFSTOPPED(status):
+                self.dispatch(tid, status)
+                continue
+            thread = self.threads.get(tid)
+            if thread is None:  # a child that came while we were leaving
+                thread = self.threads[tid] = Thread(tid)
+            try:
+                self._leave_thread(thread, status)
+            except ProcessLookupError:
+                continue
+
+    def _leave_thread(self, thread: Thread, status: int) -> None:
+        tid, event, stop = thread.tid, status >> 16, os.WSTOPSIG(status)
+        if event == PTRACE_EVENT_STOP:
+            self._forget(thread)
+            ptrace_detach(tid)
+            return
+        if not event and stop != SYSCALL_STOP:
+            self._forget(thread)
+            ptrace_detach(tid, stop)
+            return
+        if stop == SYSCALL_STOP and thread.call is not None:
+            finished = self.handler.exited(thread, thread.call)
+            if finished is not None:
+                self.sink.record(finished)
+        ptrace_interrupt(tid)  # once more: any stop takes a pending one away
+        ptrace_cont(tid)
+
+    def _forget(self, thread: Thread) -> None:
+        del self.threads[thread.tid]
+        self.handler.gone(thread)

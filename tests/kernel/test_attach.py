@@ -1,0 +1,172 @@
+"""`flagshim attach`: served from then on, and left as it was."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
+from tests.support import REPOSITORY, flagshim_command, rows
+
+ANSWERS = """
+import os, sys
+for line in sys.stdin:
+    word = line.strip()
+    if word == "fork":
+        if os.fork():
+            os.wait()
+            continue
+    try:
+        os.close(os.open(sys.argv[1], os.O_RDONLY | os.O_NOATIME))
+        print("opened", flush=True)
+    except OSError as error:
+        print(error.strerror, flush=True)
+    if word == "fork":
+        os._exit(0)
+"""
+
+
+class Asked:
+    """A program that opens the file with O_NOATIME when it is told to, and says what came of it."""
+
+    def __init__(self, file: Path) -> None:
+        self.process = subprocess.Popen(
+            ["/usr/bin/python3", "-c", ANSWERS, str(file)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=NOBODY,
+        )  # fmt: skip
+        self.pid = self.process.pid
+
+    def ask(self, word: str = "open") -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+
+@pytest.fixture
+def asked(place: Place) -> Iterator[Asked]:
+    program = Asked(place.file)
+    yield program
+    program.process.communicate(timeout=SECONDS)
+
+
+def attach(run: Runner, pid: int, *options: str) -> subprocess.Popen[str]:
+    run.command([])
+    process = subprocess.Popen(
+        [*flagshim_command(), "attach", "-o", str(run.trace), *options, str(pid)],
+        stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    wait_until(lambda: traced(pid) or process.poll() is not None)
+    return process
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+def status_of(pid: int, field: str) -> str:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return text.split(f"\n{field}:\t")[1].split("\n")[0]
+
+
+def traced(pid: int) -> bool:
+    return status_of(pid, "TracerPid") != "0"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_served_from_then_on_and_no_longer(run: Runner, asked: Asked, number: int) -> None:
+    assert asked.ask() == "Operation not permitted"
+    flagshim = attach(run, asked.pid)
+    assert [asked.ask() for _ in range(7)] == ["opened"] * 7
+    assert asked.ask("fork") == "opened", "a child is served too"
+    flagshim.send_signal(number)
+    assert "8 of 8 opens rewritten" in flagshim.communicate(timeout=SECONDS)[1]
+    assert flagshim.returncode == 0
+    assert not traced(asked.pid)
+    assert asked.ask() == "Operation not permitted"
+    events = rows(run.trace, "SELECT decision, errno, tries FROM event")
+    assert events == [("cleared", None, 1)] * 8
+    assert rows(run.trace, "SELECT engine, uid, exit_status FROM session") == [
+        ("ptrace attach", NOBODY, None)
+    ]
+
+
+def test_for_a_while(run: Runner, asked: Asked) -> None:
+    flagshim = attach(run, asked.pid, "--for", "0.3")
+    assert asked.ask() == "opened"
+    assert flagshim.wait(timeout=SECONDS) == 0
+    assert asked.ask() == "Operation not permitted"
+
+
+def test_until_it_ends(run: Runner, asked: Asked) -> None:
+    flagshim = attach(run, asked.pid)
+    asked.process.communicate(timeout=SECONDS)
+    assert flagshim.wait(timeout=SECONDS) == 0
+
+
+def test_killed_while_attached(run: Runner, asked: Asked) -> None:
+    """The kernel detaches; the program goes on with its EPERMs."""
+    flagshim = attach(run, asked.pid)
+    assert asked.ask() == "opened"
+    flagshim.kill()
+    flagshim.wait(timeout=SECONDS)
+    assert asked.ask() == "Operation not permitted"
+
+
+def test_stopped_process_stays_stopped(run: Runner, asked: Asked) -> None:
+    os.kill(asked.pid, signal.SIGSTOP)
+    wait_until(lambda: status_of(asked.pid, "State").startswith("T"))
+    flagshim = attach(run, asked.pid, "--for", "0.2")
+    assert flagshim.wait(timeout=SECONDS) == 0
+    assert status_of(asked.pid, "State") == "T (stopped)"
+    os.kill(asked.pid, signal.SIGCONT)
+    assert asked.ask() == "Operation not permitted"
+
+
+def test_101_times_to_a_busy_program(build: Build, run: Runner, place: Place) -> None:
+    """No call fails that would not have, no thread is lost, nothing is left."""
+    busy = subprocess.Popen(
+        [build("busy"), str(place.file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, user=NOBODY,
+    )  # fmt: skip
+    try:
+        for _ in range(101):
+            flagshim = attach(run, busy.pid, "--for", "0.03")
+            error = flagshim.communicate(timeout=SECONDS)[1]
+            assert flagshim.returncode == 0, error
+            assert not traced(busy.pid)
+            assert len(os.listdir(f"/proc/{busy.pid}/task")) == 5
+    finally:
+        out, error = busy.communicate("x", timeout=SECONDS)
+    assert (out, error) == ("calls many wrong 0\n", "")
+
+
+def refusal(*arguments: str, **kwargs: object) -> str:
+    result = subprocess.run(
+        [*flagshim_command(), "attach", *arguments], capture_output=True, text=True, check=False,
+        cwd=REPOSITORY, timeout=SECONDS, **kwargs,
+    )  # fmt: skip
+    assert result.returncode == 125
+    assert len(result.stderr.splitlines()) == 1
+    return result.stderr
+
+
+def test_refusals_name_their_cause(run: Runner, asked: Asked, tmp_path: Path) -> None:
+    trace = tmp_path / "t.db"
+    assert "no process 4194304" in refusal("-o", str(trace), "4194304")
+    assert "kernel thread" in refusal("-o", str(trace), "2")
+    assert "is not a valid integer" in refusal("-o", str(trace), "qemu")
+    flagshim = attach(run, asked.pid)
+    said = refusal("-o", str(trace), str(asked.pid))
+    assert f"traced already, by {Path(f'/proc/{flagshim.pid}/comm').read_text().strip()}" in said
+    flagshim.terminate()
+    flagshim.communicate(timeout=SECONDS)
+    assert not trace.exists()
