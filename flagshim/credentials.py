@@ -18,7 +18,8 @@ class Credentials(NamedTuple):
 
     pid: int
     """Thread group ID."""
-    fsuid: int
+    fsuid: int | None
+    """None where it could not be looked up."""
     cap_fowner: bool
     """Whether CAP_FOWNER is effective, in whatever user namespace the thread is in."""
     shares_view: bool
@@ -30,7 +31,7 @@ class Credentials(NamedTuple):
         False says nothing. With CAP_FOWNER it depends on the user namespace, and IDs that
         are not mapped here all look like the overflow uid, so equal IDs prove nothing.
         """
-        return not self.cap_fowner and owner != self.fsuid
+        return not self.cap_fowner and self.fsuid is not None and owner != self.fsuid
 
 
 def read_credentials(tid: int, mount_namespace: str) -> Credentials:

@@ -1,5 +1,8 @@
 """The one kind of error a person sees: what went wrong, and the way out."""
 
+import contextlib
+import os
+
 EXIT_FAILURE = 125
 """flagshim itself failed, as in env(1), timeout(1) and docker-run(1)."""
 EXIT_NOT_EXECUTABLE = 126
@@ -23,3 +26,14 @@ class FlagshimError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+def say(text: str) -> None:
+    """Print one line on stderr, "flagshim: …", if anybody is there to read it.
+
+    Straight to the descriptor: what cannot be written is not to fail again when Python exits,
+    and does not change the exit status. `text` may hold names that others chose.
+    """
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    with contextlib.suppress(OSError):
+        os.write(2, f"flagshim: {safe}\n".encode(errors="backslashreplace"))

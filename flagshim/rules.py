@@ -70,30 +70,34 @@ class Rule:
             hint = 'ask for it with when = "always" (--when always)'
             raise self._wrong("clear", f"the kernel never refuses {name}", hint)
 
-    def _compile(self, key: str, glob: str) -> re.Pattern[bytes]:
+    def _compile(self, key: str, glob: str) -> re.Pattern[str]:
         try:
             return glob_pattern(glob)
         except ValueError as error:
-            raise self._wrong(key, f"glob {glob!r}: {error}", "see GLOBS in the README") from None
+            raise self._wrong(key, f"glob {glob!r}: {error}", "see Rules in the README") from None
 
     def _wrong(self, key: str, cause: str, hint: str) -> FlagshimError:
         where = f"{self.origin}, {key}" if self.origin else _OPTION[key]
         return FlagshimError(f"{where}: {cause}", hint)
 
     @cached_property
-    def path_patterns(self) -> tuple[re.Pattern[bytes], ...]:
+    def path_patterns(self) -> tuple[re.Pattern[str], ...]:
         """`paths`, compiled."""
         return tuple(glob_pattern(glob) for glob in self.paths)
 
     def matches_program(self, program: bytes) -> bool:
         """Tell whether the rule is for a program of that base name."""
-        return not self.programs or any(glob_pattern(g).fullmatch(program) for g in self.programs)
+        name = os.fsdecode(program)
+        return not self.programs or any(glob_pattern(g).fullmatch(name) for g in self.programs)
 
     def matches_path(self, path: bytes | None) -> bool:
         """Tell whether the rule is for a path; one that is not known matches no glob."""
         if not self.path_patterns:
             return True
-        return path is not None and any(p.fullmatch(path) for p in self.path_patterns)
+        if path is None:
+            return False
+        name = os.fsdecode(path)
+        return any(pattern.fullmatch(name) for pattern in self.path_patterns)
 
 
 _OPTION = {"clear": "--clear", "paths": "--path", "programs": "programs"}
@@ -161,42 +165,93 @@ def noatime_refusal(errno_: int, bits: int) -> bool:
     return errno_ == errno.EPERM and bits == bits_of("O_NOATIME", MACHINE)
 
 
-def glob_pattern(glob: str) -> re.Pattern[bytes]:
+def glob_pattern(glob: str) -> re.Pattern[str]:
     """Compile a glob: ? and * stay within one path component, ** crosses, [a-z] and [!a-z].
+
+    Names are chosen by whoever is looked at, so no name may make matching slow. Where several
+    wildcards follow each other, each takes the shortest that will do, and is not asked again
+    (atomic groups): for globs that is enough, because the next wildcard can take up the rest.
 
     Raises:
         ValueError: empty, or a bracket that is not closed.
     """
     if not glob:
         raise ValueError("is empty")
-    pattern = ""
-    position = 0
-    while position < len(glob):
-        character = glob[position]
-        position += 1
-        if glob.startswith("**", position - 1):
-            position += 1
-            pattern += ".*"
-        elif character == "*":
-            pattern += "[^/]*"
-        elif character == "?":
-            pattern += "[^/]"
-        elif character == "[":
-            end = glob.find("]", position + (2 if glob[position : position + 1] == "!" else 1))
-            if end < 0:
-                raise ValueError("has a [ without its ]")
-            members = glob[position:end]
-            negated = members.startswith("!")
-            members = members.removeprefix("!").replace("\\", "\\\\").replace("[", "\\[")
-            members = members.replace("^", "\\^").replace("&&", "&\\&")
-            pattern += f"[{'^/' if negated else ''}{members}]"
-            position = end + 1
-        else:
-            pattern += re.escape(character)
+    chunks = [_pieces(chunk) for chunk in _split(glob, "**")]
+    first, *middle = [_chunk(pieces, last=False) for pieces in chunks[:-1]] or [""]
+    pattern = first + "".join(f"(?>.*?{chunk})" for chunk in middle)
+    pattern += (".*" if len(chunks) > 1 else "") + _chunk(chunks[-1], last=True)
     try:
-        return re.compile(os.fsencode(pattern), re.DOTALL)
+        return re.compile(pattern, re.DOTALL)
     except re.error as error:
         raise ValueError(str(error)) from None
+
+
+def _split(glob: str, mark: str) -> list[str]:
+    """Split at wildcards, but not at those between brackets."""
+    parts, rest, position = [], "", 0
+    while position < len(glob):
+        if glob.startswith(mark, position):
+            parts.append(rest)
+            rest = ""
+            position += len(mark)
+        elif glob[position] == "[":
+            end = _bracket_end(glob, position)
+            rest += glob[position:end]
+            position = end
+        else:
+            rest += glob[position]
+            position += 1
+    return [*parts, rest]
+
+
+def _bracket_end(glob: str, start: int) -> int:
+    end = glob.find("]", start + (3 if glob.startswith("!", start + 1) else 2))
+    if end < 0:
+        raise ValueError("has a [ without its ]")
+    return end + 1
+
+
+def _pieces(chunk: str) -> list[str]:
+    """Translate what is between the stars of a part without **."""
+    return [_piece(piece) for piece in _split(chunk, "*")]
+
+
+def _chunk(pieces: list[str], last: bool) -> str:
+    first, *rest = pieces
+    if not rest:
+        return first
+    *middle, end = rest
+    lazy = "".join(f"(?>[^/]*?{piece})" for piece in middle)
+    return first + lazy + (f"[^/]*{end}" if last else f"(?>[^/]*?{end})")
+
+
+def _piece(text: str) -> str:
+    pattern, position = "", 0
+    while position < len(text):
+        if text[position] == "[":
+            end = _bracket_end(text, position)
+            pattern += _set(text[position + 1 : end - 1])
+            position = end
+        else:
+            pattern += "[^/]" if text[position] == "?" else re.escape(text[position])
+            position += 1
+    return pattern
+
+
+def _set(members: str) -> str:
+    negated = members.startswith("!")
+    members = members[negated:]
+    inside, position = "", 0
+    while position < len(members):
+        if members[position + 1 : position + 2] == "-" and position + 2 < len(members):
+            low, high = members[position], members[position + 2]
+            inside += f"{re.escape(low)}-{re.escape(high)}"
+            position += 3
+        else:
+            inside += re.escape(members[position])
+            position += 1
+    return f"[{'^/' if negated else ''}{inside}]"
 
 
 def fold_path(path: bytes) -> bytes:
@@ -225,6 +280,8 @@ def load_rules(file: Path) -> tuple[Rule, ...]:
         raise FlagshimError(f"--rules {file}: {error.strerror}", "name a rule file") from None
     except UnicodeDecodeError:
         raise FlagshimError(f"{file}: not UTF-8, so not TOML", "name a rule file") from None
+    except RecursionError:
+        raise FlagshimError(f"{file}: nested too deeply", "name a rule file") from None
     except tomllib.TOMLDecodeError as error:
         raise FlagshimError(f"{file}: {error}", "correct the TOML there") from None
     unknown = document.keys() - {"rule"}

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import syslog
 import time
 from collections.abc import Sequence
@@ -18,9 +17,11 @@ from flagshim.engines.attach import AttachEngine, find_target
 from flagshim.engines.command import User, command_failure, command_for
 from flagshim.engines.detach import become_served
 from flagshim.engines.ptrace import PtraceEngine, filter_for
+from flagshim.engines.stops import Stops
+from flagshim.errors import FlagshimError, say
 from flagshim.rules import MACHINE, Rule
 from flagshim.trace.events import text_or_bytes
-from flagshim.trace.store import TraceFile
+from flagshim.trace.store import Session, begin_session
 from flagshim.trace.writer import TraceWriter
 
 
@@ -60,21 +61,18 @@ def supervise(
     """
     _check_command(argv[0])
     handed_on = descriptors.inherited()
-    existed = trace.exists()
-    session_id = _begin(argv, rules, trace, PtraceEngine.name, _uid(user))
-    writer = TraceWriter(trace, session_id, _say_on_stderr)
-    exit_status = None
+    command = command_for(argv, filter_for(rules), user)
+    stops = Stops()
+    session = _begin(argv, rules, trace, PtraceEngine.name, _uid(user))
+    writer = TraceWriter(session, _say_on_stderr)
     try:
-        command = command_for(argv, filter_for(rules), user)
-        status = PtraceEngine(rules, writer).run(command, handed_on)
-        exit_status = os.waitstatus_to_exitcode(status)
-    finally:
-        writer.close(exit_status, began=exit_status is not None)
-        if exit_status is None and not existed:
-            trace.unlink(missing_ok=True)
-    return Outcome(
-        exit_status, writer.seen, writer.cleared, writer.still_refused, writer.lost, writer.trouble
-    )
+        status = PtraceEngine(rules, writer).run(command, handed_on, stops)
+    except FlagshimError:
+        writer.close(None, began=False)
+        raise
+    exit_status = os.waitstatus_to_exitcode(status)
+    writer.close(exit_status)
+    return _outcome(exit_status, writer)
 
 
 def become(
@@ -95,19 +93,16 @@ def become(
         FlagshimError: CMD or the trace is unusable; CMD has not run then.
     """
     _check_command(argv[0])
-    existed = trace.exists()
-    trace = trace.absolute()
-    session_id = _begin(argv, rules, trace, PtraceEngine.name, _uid(user))
+    session = _begin(argv, rules, trace, PtraceEngine.name, _uid(user))
 
     def serve(pid: int, report: int) -> None:
-        writer = TraceWriter(trace, session_id, _say_in_syslog)
-        status = PtraceEngine(rules, writer).serve(pid)
+        stops = Stops()
+        writer = TraceWriter(session, _say_in_syslog)
+        status = PtraceEngine(rules, writer).serve(pid, stops)
         started = not os.read(report, 1)
         writer.close(os.waitstatus_to_exitcode(status), began=started)
         if writer.lost:
             _say_in_syslog(f"trace {trace}: {writer.lost} events lost ({writer.trouble})")
-        if not started and not existed:
-            trace.unlink(missing_ok=True)
 
     become_served(command_for(argv, filter_for(rules), user), serve)
 
@@ -125,19 +120,21 @@ def attach(pid: int, rules: Sequence[Rule], trace: Path, seconds: float | None) 
         FlagshimError: it cannot be traced, or the trace is unusable.
     """
     target = find_target(pid)
-    existed = trace.exists()
-    session_id = _begin(target.argv, rules, trace, AttachEngine.name, target.uid)
-    writer = TraceWriter(trace, session_id, _say_on_stderr)
-    began = False
+    stops = Stops()
+    session = _begin(target.argv, rules, trace, AttachEngine.name, target.uid)
+    writer = TraceWriter(session, _say_on_stderr)
     try:
-        AttachEngine(rules, writer).run(target, seconds)
-        began = True
-    finally:
-        writer.close(None, began=began)
-        if not began and not existed:
-            trace.unlink(missing_ok=True)
+        AttachEngine(rules, writer).run(target, seconds, stops)
+    except FlagshimError:
+        writer.close(None, began=False)
+        raise
+    writer.close(None)
+    return _outcome(0, writer)
+
+
+def _outcome(exit_status: int, writer: TraceWriter) -> Outcome:
     return Outcome(
-        0, writer.seen, writer.cleared, writer.still_refused, writer.lost, writer.trouble
+        exit_status, writer.seen, writer.cleared, writer.still_refused, writer.lost, writer.trouble
     )
 
 
@@ -145,17 +142,19 @@ def _uid(user: User | None) -> int:
     return user.uid if user else os.getuid()
 
 
-def _begin(argv: Sequence[str], rules: Sequence[Rule], trace: Path, engine: str, uid: int) -> int:
-    """Add a session to a trace, made if missing; return its id."""
-    file = TraceFile.create_or_extend(trace)
-    try:
-        return file.add_session(_session_row(argv, rules, engine, uid))
-    finally:
-        file.close()
+def _begin(
+    argv: Sequence[str], rules: Sequence[Rule], trace: Path, engine: str, uid: int
+) -> Session:
+    """Add a session to a trace, made if missing."""
+    if os.readlink("/proc/self") != str(os.getpid()):
+        raise FlagshimError(
+            "/proc is that of another PID namespace", "mount one for this: unshare --mount-proc"
+        )
+    return begin_session(trace, _session_row(argv, rules, engine, uid))
 
 
 def _say_on_stderr(text: str) -> None:
-    print(f"flagshim: {text}", file=sys.stderr, flush=True)
+    say(text)
 
 
 def _say_in_syslog(text: str) -> None:
@@ -183,10 +182,17 @@ def _session_row(
         "kernel": platform.release(),
         "machine": MACHINE,
         "uid": uid,
-        "cwd": text_or_bytes(os.getcwdb()),
+        "cwd": text_or_bytes(_cwd()),
         "command": json.dumps(list(argv)),
         "rules": json.dumps([_rule_as_json(rule) for rule in rules]),
     }
+
+
+def _cwd() -> bytes:
+    try:
+        return os.getcwdb()
+    except OSError:  # it was removed, which need not trouble CMD
+        return b"(deleted)"
 
 
 def _rule_as_json(rule: Rule) -> dict[str, object]:

@@ -86,6 +86,16 @@ def tracer_of(tid: int) -> int:
         return 0
 
 
+def thread_group(tid: int) -> int:
+    """Return the process that a thread belongs to.
+
+    Raises:
+        OSError: the thread is gone, or /proc cannot be read.
+    """
+    with open(f"/proc/{tid}/status", "rb") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(b"Tgid:"))
+
+
 def fd_path(tid: int, fd: int) -> bytes | None:
     """Return what /proc says a descriptor is: a path, or a name such as "pipe:[4026]"."""
     try:

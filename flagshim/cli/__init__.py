@@ -7,8 +7,7 @@ import sys
 import click
 
 from flagshim import __version__, descriptors
-from flagshim.errors import EXIT_FAILURE, FlagshimError
-from flagshim.reports.text import printable
+from flagshim.errors import EXIT_FAILURE, FlagshimError, say
 
 _COMMANDS = ("run", "exec", "wrap", "attach", "report", "doctor")
 
@@ -72,7 +71,7 @@ def _main() -> int:
 
 
 def _complain(text: str, exit_code: int = EXIT_FAILURE) -> int:
-    print(f"flagshim: {printable(text)}", file=sys.stderr)
+    say(text)
     return exit_code
 
 

@@ -1,12 +1,11 @@
 """Options that several commands share, and what becomes of them."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from flagshim.errors import FlagshimError
+from flagshim.errors import FlagshimError, say
 from flagshim.reports.text import command_line
 from flagshim.rules import BUILT_IN, Rule, When, load_rules
 from flagshim.session import Outcome
@@ -116,4 +115,4 @@ def sum_up(outcome: Outcome, trace: Path) -> None:
     if outcome.lost:
         parts.append(f"{outcome.lost} not in the trace ({outcome.trouble})")
     command = command_line(["flagshim", "report", str(trace)])
-    print(f"flagshim: {', '.join(parts)}; see: {command}", file=sys.stderr)
+    say(f"{', '.join(parts)}; see: {command}")

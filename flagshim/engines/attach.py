@@ -90,18 +90,17 @@ class AttachEngine(Tracer):
         self._leave_at: float | None = None
         self._leaving = False
 
-    def run(self, target: Target, seconds: float | None) -> None:
+    def run(self, target: Target, seconds: float | None, stops: Stops) -> None:
         """Serve a process until it ends, a signal tells us to leave it, or time is up.
 
         Raises:
             FlagshimError: it cannot be traced.
         """
         self._leave_at = None if seconds is None else time.monotonic() + seconds
-        with Stops() as stops:
-            self._seize_all(target)
-            self.loop(stops)
-            if self._leaving:
-                self._leave()
+        self._seize_all(target)
+        self.loop(stops)
+        if self._leaving:
+            self._leave()
 
     # --- attaching ----------------------------------------------------------------------
 
@@ -162,7 +161,7 @@ class AttachEngine(Tracer):
 
     def syscall_stop(self, thread: Thread) -> None:
         """Answer a syscall-entry or syscall-exit stop."""
-        if thread.call is not None:
+        if thread.call is not None or thread.changing:
             super().syscall_stop(thread)
             return
         info = ptrace_entry_info(thread.tid)
@@ -226,8 +225,8 @@ class AttachEngine(Tracer):
             self._forget(thread)
             ptrace_detach(tid, stop)
             return
-        if stop == SYSCALL_STOP and thread.call is not None:
-            finished = self.handler.exited(thread, thread.call)
+        if stop == SYSCALL_STOP:
+            finished = self.handler.exited(thread)
             if finished is not None:
                 self.sink.record(finished)
         ptrace_interrupt(tid)  # once more: any stop takes a pending one away

@@ -37,7 +37,7 @@ def find_user(name: str) -> User:
     """
     try:
         entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
-    except (KeyError, OverflowError):
+    except (KeyError, OverflowError, ValueError):
         raise FlagshimError(f"-u {name}: no such user", "see getent passwd") from None
     if os.geteuid() != 0:
         raise FlagshimError(

@@ -23,14 +23,13 @@ from flagshim.linux import (
 )
 from flagshim.openflags import access_mode
 from flagshim.rules import Rule, decide, flag_bits, fold_path, noatime_refusal
-from flagshim.seccomp import kind_of
+from flagshim.seccomp import kind_of, numbered_calls
 from flagshim.syscalls import ABI_BY_AUDIT_ARCH, ARGUMENTS, OPEN_HOW_MIN, X32_BIT, Abi, Kind
 from flagshim.trace.events import Decision, OpenEvent, Reason, text_or_bytes
 
 _ERESTARTSYS, _ERESTART_RESTARTBLOCK = 512, 516  # include/linux/errno.h
 _RED_ZONE = 128
 """Bytes below the stack pointer that a function may use (System V ABI, x86-64)."""
-_SCRATCH_MAX = 64
 _PAGE = 4096
 _RESOLVE_IN_ROOT = 0x10
 _OWN_PROC = (b"/proc/", b"/dev/fd/", b"/dev/std")
@@ -53,6 +52,7 @@ class OpenHandler:
         self._mount_namespace = mount_namespace_of("self")
         self._processes: dict[int, Process] = {}
         self._standing = 0
+        self._calls = numbered_calls()
 
     # --- stops ------------------------------------------------------------------------
 
@@ -64,7 +64,7 @@ class OpenHandler:
         """
         info = ptrace_entry_info(thread.tid)
         kind = kind_of(info[11])
-        if kind is None:
+        if kind is None or self._calls.get((info[1], info[4] & ~X32_BIT)) is not kind:
             # A filter of the program's own: without a tracer RET_TRACE is ENOSYS (seccomp(2)).
             ptrace_poke_user(thread.tid, _NUMBER, -1)
             ptrace_poke_user(thread.tid, _RESULT, -errno.ENOSYS)
@@ -80,28 +80,44 @@ class OpenHandler:
         if kind is Kind.STANDING:
             # Who everybody is gets looked up anew at their next call: threads share a root.
             self._standing += 1
-            return False
+            thread.changing = True
+            return True
         if kind is Kind.IO_URING:
             self._blind_spot(thread, "io_uring")
             return False
         call = thread.suspended.pop(info[2:11], None)
+        if call is not None and not self._is_same(thread.tid, call):
+            self._sink.record(self._event(thread, call, None, None, call.last_error))
+            call = None
         if call is None:
             call = self._first_look(thread, kind, info)
             if call is None:
                 return False
         call.tries += 1
+        call.cleared = 0
         if call.clear:
-            self._strip(thread.tid, call)
-            call.cleared = call.clear
+            try:
+                self._strip(thread.tid, call)
+                call.cleared = call.clear
+            except ProcessLookupError:
+                raise
+            except OSError:  # shared memory that is not writable: the call goes as it is
+                self._blind_spot(thread, "unwritable memory")
         thread.call = call
         return True
 
-    def exited(self, thread: Thread, call: OpenCall) -> OpenEvent | None:
-        """Handle the syscall-exit stop of `call`; None if it is to be made once more.
+    def exited(self, thread: Thread) -> OpenEvent | None:
+        """Handle a syscall-exit stop; None if the call is to be made once more, or was no open.
 
         Raises:
             ProcessLookupError: the thread was killed meanwhile.
         """
+        if thread.changing:  # what was looked up meanwhile may be of before
+            self._standing += 1
+            thread.changing = False
+        call = thread.call
+        if call is None:
+            return None
         result = ptrace_exit_info(thread.tid)
         self._put_back(thread.tid, call)
         thread.call = None
@@ -188,6 +204,16 @@ class OpenHandler:
         )
         return call
 
+    def _is_same(self, tid: int, call: OpenCall) -> bool:
+        """Tell whether a call with the key of a former one is that one, made again."""
+        position = call.arguments.path
+        if position is not None and tracee.read_path(tid, call.values[position]) != call.path:
+            return False
+        if call.kind is Kind.OPENAT2:
+            flags = self._former(tid, call.values[call.arguments.flags], 8)
+            return flags == call.flags.to_bytes(8, "little")
+        return True
+
     def _predict(self, thread: Thread, call: OpenCall, full: bytes | None) -> None:
         """Clear O_NOATIME at once where its refusal is certain, which saves two stops."""
         entry = next((e for e in call.verdict.clear_on if noatime_refusal(e[0], e[1])), None)
@@ -201,6 +227,7 @@ class OpenHandler:
             and full is not None
             and full.startswith(b"/")
             and not full.startswith(_OWN_PROC)
+            and call.flags & os.O_TMPFILE != os.O_TMPFILE  # a new file, and the thread's own
         ):
             call.owner = owner_if_cached(full, follow=not call.flags & os.O_NOFOLLOW)
         if call.owner is not None and credentials.would_be_refused(call.owner):
@@ -236,17 +263,19 @@ class OpenHandler:
         # copy below the stack, where nothing lives, as a signal frame would be laid.
         address, size = call.values[position], call.values[3]
         flags = (call.flags & ~call.clear).to_bytes(8, "little")
-        scratch = (call.key[1] - _RED_ZONE - size) & ~15
-        # int $0x80 in a 64-bit program has 32 bits for an address that needs more.
-        if size <= _SCRATCH_MAX and scratch >> call.abi.address_bits == 0:
-            how = flags + read_memory(tid, address, size)[8:]
-            former = self._former(tid, scratch, size)
-            if former is not None and len(how) == size and tracee.try_write(tid, scratch, how):
+        scratch = (call.key[1] - _RED_ZONE - OPEN_HOW_MIN) & ~15
+        how = self._former(tid, address, size)
+        # A kernel takes what follows the part it knows only if it is zero, and then as if it
+        # were not there. int $0x80 in a 64-bit program has 32 bits for an address.
+        if how and not any(how[OPEN_HOW_MIN:]) and scratch >> call.abi.address_bits == 0:
+            former = self._former(tid, scratch, OPEN_HOW_MIN)
+            if former and tracee.try_write(tid, scratch, flags + how[8:OPEN_HOW_MIN]):
                 call.borrowed.append((scratch, former))
                 self._poke_argument(tid, call.abi, position, scratch)
+                self._poke_argument(tid, call.abi, position + 1, OPEN_HOW_MIN)
                 return
-        call.borrowed.append((address, call.flags.to_bytes(8, "little")))
         tracee.force_memory(tid, address, flags)
+        call.borrowed.append((address, call.flags.to_bytes(8, "little")))
 
     @staticmethod
     def _former(tid: int, address: int, size: int) -> bytes | None:
@@ -264,6 +293,8 @@ class OpenHandler:
             return
         position = call.arguments.flags
         self._poke_argument(tid, call.abi, position, call.values[position])
+        if call.kind is Kind.OPENAT2:
+            self._poke_argument(tid, call.abi, position + 1, call.values[position + 1])
         for address, former in call.borrowed:
             tracee.force_memory(tid, address, former)
         call.borrowed.clear()
@@ -376,8 +407,10 @@ class OpenHandler:
         if thread.credentials is None or thread.standing != self._standing:
             try:
                 thread.credentials = read_credentials(thread.tid, self._mount_namespace)
-            except OSError:
+            except (FileNotFoundError, ProcessLookupError):
                 raise ProcessLookupError from None
+            except OSError:  # no descriptor or no memory left: nothing to go by, but go on
+                return Credentials(thread.tid, None, cap_fowner=True, shares_view=False)
             thread.standing = self._standing
         return thread.credentials
 

@@ -1,7 +1,9 @@
 """The ptrace engine: a program we start, or become, with a filter that stops only some calls."""
 
+import contextlib
 import os
 import signal
+import time
 from collections.abc import Sequence
 
 from flagshim import descriptors
@@ -16,6 +18,10 @@ from flagshim.linux import ptrace_signal_sender
 from flagshim.openflags import bits_of
 from flagshim.rules import MACHINE, Rule, flag_bits
 from flagshim.seccomp import build_filter
+from flagshim.tracee import thread_group
+
+_STOP_SECONDS = 1.0
+"""How long after ^Z we wait for CMD to stop before we take it that it will not."""
 
 
 def filter_for(rules: Sequence[Rule]) -> bytes:
@@ -33,10 +39,10 @@ class PtraceEngine(Tracer):
         self._child_pid = 0
         self._child_status = 0
         self._relays = False
-        self._stop_asked = False
+        self._stop_until = 0.0
         self._forwarding = Forwarding()
 
-    def run(self, command: Command, inherited: Sequence[int]) -> int:
+    def run(self, command: Command, inherited: Sequence[int], stops: Stops) -> int:
         """Run a command as our child until it and everything it started have ended.
 
         Signals sent to us are passed on to it.
@@ -44,6 +50,7 @@ class PtraceEngine(Tracer):
         Args:
             command: with a filter of `filter_for`.
             inherited: descriptors above 2 that are the command's alone once it is started.
+            stops: made after `command`, which knows what was blocked before.
 
         Returns:
             The wait status of the command itself, as waitpid(2) gives it.
@@ -52,25 +59,23 @@ class PtraceEngine(Tracer):
             FlagshimError: it could not be started.
         """
         self._relays = True
-        with Stops() as stops:
-            child = start(command)
-            child.release()
-            descriptors.blank(0, 1)  # stderr is for our last line
-            descriptors.close(inherited)
-            self._supervise(child.pid, stops)
+        child = start(command)
+        child.release()
+        descriptors.blank(0, 1)  # stderr is for our last line
+        descriptors.close(inherited)
+        self._supervise(child.pid, stops)
         reason = child.not_started()
         if reason is not None:
             raise command.failure(reason)
         return self._child_status
 
-    def serve(self, pid: int) -> int:
+    def serve(self, pid: int, stops: Stops) -> int:
         """Serve a process, seized already, that is not our child, until it and its kind end.
 
         Returns:
             Its wait status.
         """
-        with Stops() as stops:
-            self._supervise(pid, stops)
+        self._supervise(pid, stops)
         return self._child_status
 
     def _supervise(self, pid: int, stops: Stops) -> None:
@@ -81,56 +86,67 @@ class PtraceEngine(Tracer):
     # --- what differs from any tracer ---------------------------------------------------
 
     def attend(self) -> bool:
-        """Pass on signals that are due, and stop if all tracees have."""
-        if self._stop_asked:
-            self._stop_with_tracees()
+        """Pass on signals that are due, and stop if CMD has."""
         for number in self._forwarding.due():
             self._forward(number)
-        return bool(self._forwarding.waiting)
+        if self._stop_until:
+            self._stop_with_command()
+            if time.monotonic() > self._stop_until:  # CMD chose not to stop
+                self._stop_until = 0.0
+        return bool(self._forwarding.waiting) or self._stop_until > 0
 
     def ended(self, tid: int, status: int) -> None:
         """Keep the wait status of the command itself."""
         if tid == self._child_pid:
             self._child_status = status
+            self._child_pid = 0  # from now on it may be anybody's
 
     def signal_stop(self, tid: int, number: int) -> None:
         """Deliver a signal, and remember whose it is if it might be one to pass on."""
-        if number in FORWARDED and os.path.exists(f"/proc/{self._child_pid}/task/{tid}"):
+        if number in FORWARDED and tid in self._command_threads():
             self._forwarding.delivered(number, ptrace_signal_sender(tid))
         self.resume(tid, number)
 
     def signalled(self, info: signal.struct_siginfo) -> None:
-        """Pass a signal on, or stop as our tracees do."""
+        """Pass a signal on, or stop as CMD does."""
         if not self._relays:
             return
         number = signal.Signals(info.si_signo)
         if number in TERMINAL_STOPS:
-            self._stop_asked = True
-            self._stop_with_tracees()
+            self._stop_until = time.monotonic() + _STOP_SECONDS
         elif number == signal.SIGCONT:
-            self._stop_asked = False
+            self._stop_until = 0.0
         elif info.si_code <= 0:  # what the terminal sends, CMD gets from there (sigaction(2))
             self._forwarding.arrived(number, info.si_pid)
 
     def _forward(self, number: signal.Signals) -> None:
-        try:
-            os.kill(self._child_pid, number)
-        except ProcessLookupError:
-            self._to_survivors(number)
+        """Pass a signal on to CMD, or to what it left running if it has ended.
 
-    def _to_survivors(self, number: signal.Signals) -> None:
-        """Pass a signal to what CMD left running, once CMD itself has ended."""
+        A tracee's ID is its own until we have been told of its end.
+        """
+        for pid in [self._child_pid] if self._child_pid else self._survivors():
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+
+    def _survivors(self) -> set[int]:
+        found = set()
         for tid in self.threads:
-            try:
-                os.kill(tid, number)
-            except OSError:
-                continue
+            with contextlib.suppress(OSError):
+                found.add(thread_group(tid))
+        return found
 
-    def _stop_with_tracees(self) -> None:
-        """Stop when all tracees have, so that the shell sees its job stopped.
+    def _command_threads(self) -> set[int]:
+        try:
+            return {int(name) for name in os.listdir(f"/proc/{self._child_pid or None}/task")}
+        except OSError:
+            return set()
+
+    def _stop_with_command(self) -> None:
+        """Stop when CMD has, so that the shell sees its job stopped.
 
         Not before: a program that handles SIGTSTP needs us until it stops of itself.
         """
-        if self.threads and all(thread.stopped for thread in self.threads.values()):
-            self._stop_asked = False
+        tids = self._command_threads()
+        if tids and all(tid in self.threads and self.threads[tid].stopped for tid in tids):
+            self._stop_until = 0.0
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from typing import Self
 
 from flagshim.engines.forwarding import FORWARDED
 from flagshim.linux import WALL
@@ -20,7 +19,10 @@ _BATCH = 127
 
 
 class Stops:
-    """The supervisor's ears. While it exists, the signals above are blocked.
+    """The supervisor's ears. Once it is made, the signals above are blocked, for good.
+
+    Nothing a signal does may come between the end of CMD and ours: neither the trace nor
+    CMD's exit status is to suffer from an impatient second ^C.
 
     They are taken with sigtimedwait(2), which tells who sent them, and SIGCHLD is among
     them: one wait for everything, no handlers, no races.
@@ -30,7 +32,7 @@ class Stops:
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             # Else children would vanish before we hear of their end.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self._original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
         # On one CPU nobody else runs while we poll.
         self._spin = SPIN_SECONDS if len(os.sched_getaffinity(0)) > 1 else 0.0
 
@@ -66,10 +68,3 @@ class Stops:
         if seconds is None:
             return signal.sigwaitinfo(_WAITED)
         return signal.sigtimedwait(_WAITED, seconds)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Unblock what was not blocked before."""
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._original_mask)

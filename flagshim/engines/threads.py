@@ -69,5 +69,7 @@ class Thread:
     """The call whose syscall-exit stop we wait for."""
     suspended: dict[CallKey, OpenCall] = field(default_factory=dict)
     """Calls that the kernel restarts, or that we have it repeat, once the thread runs."""
+    changing: bool = False
+    """Whether it is in a call that may change credentials, root or mount namespace."""
     stopped: bool = False
     """Whether it is in a group-stop."""

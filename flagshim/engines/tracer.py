@@ -5,6 +5,7 @@ opens.py's; here are only the ways a process can start, stop, multiply, become a
 end. ptrace.py and attach.py say how it begins, and what stops they ask for.
 """
 
+import contextlib
 import os
 import signal
 from collections.abc import Sequence
@@ -84,10 +85,12 @@ class Tracer:
 
     def syscall_stop(self, thread: Thread) -> None:
         """Answer a syscall-exit stop, the only kind that is asked for here."""
-        event = self.handler.exited(thread, thread.call) if thread.call is not None else None
-        self.resume(thread.tid)
-        if event is not None:
-            self.sink.record(event)
+        event = self.handler.exited(thread)
+        try:
+            self.resume(thread.tid)
+        finally:
+            if event is not None:
+                self.sink.record(event)
 
     def resume(self, tid: int, number: int = 0) -> None:
         """Let a thread run to the next stop that is of interest, delivering a signal."""
@@ -125,7 +128,14 @@ class Tracer:
             else:
                 self.signal_stop(tid, stop)
         except ProcessLookupError:
-            pass  # killed: its end will be reported
+            self._let_go(tid)  # killed, most likely: then its end will be reported
+        except Exception as error:  # whatever it is, it must not cost the program its life
+            self.sink.blind_spot(f"error in flagshim, {type(error).__name__}: {error}", b"?")
+            self._let_go(tid)
+
+    def _let_go(self, tid: int) -> None:
+        with contextlib.suppress(OSError):
+            self.resume(tid)
 
     def _execed(self, thread: Thread) -> None:
         """Handle exec, which a thread other than the leader comes out of as the leader.

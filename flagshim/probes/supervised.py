@@ -6,6 +6,7 @@ import sys
 from flagshim.engines.command import command_for
 from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.engines.sink import Sink
+from flagshim.engines.stops import Stops
 from flagshim.rules import BUILT_IN
 from flagshim.trace.events import Decision, OpenEvent
 
@@ -35,7 +36,7 @@ def open_supervised(user: str, path: str) -> tuple[int, list[str | bytes | None]
     sink = _Opened()
     argv = [sys.executable, "-P", "-s", "-S", "-c", _OPEN, user, path]
     command = command_for(argv, filter_for([BUILT_IN]), None)
-    status = PtraceEngine([BUILT_IN], sink).run(command, [])
+    status = PtraceEngine([BUILT_IN], sink).run(command, [], Stops())
     return os.waitstatus_to_exitcode(status), sink.paths
 
 

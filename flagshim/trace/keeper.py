@@ -12,11 +12,10 @@ import sqlite3
 import struct
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from flagshim import descriptors
-from flagshim.trace.store import BlindSpot, TraceFile
+from flagshim.trace.store import BlindSpot, Session, TraceFile
 
 HEADER = struct.Struct("=I")
 """Length of the marshalled message that follows."""
@@ -37,30 +36,33 @@ _IGNORED = (
 )  # fmt: skip
 
 
-def keep(path: Path, session_id: int, pipe: int, reply: int, say: Say) -> NoReturn:
+def keep(session: Session, pipe: int, reply: int, say: Say) -> NoReturn:
     """Be the keeper, in a process of its own, until the pipe ends."""
     status = 1
-    with contextlib.suppress(BaseException):
+    try:
         for number in _IGNORED:  # meant for CMD; our end is the pipe's
             signal.signal(number, signal.SIG_IGN)
         os.nice(_NICE)  # writing can wait, opens cannot
         # Hold nothing that was handed to CMD; stderr is for our own troubles.
         descriptors.blank(0, 1)
         descriptors.close_all_but(pipe, reply)
-        keeper = _Keeper(path, session_id, say)
+        keeper = _Keeper(session, say)
         keeper.run(pipe)
         os.write(reply, marshal.dumps((keeper.lost, keeper.trouble)))
         status = 0
-    os._exit(status)
+    except Exception as error:
+        say(f"trace {session.trace}: {type(error).__name__}: {error}; CMD goes on without it")
+    finally:
+        os._exit(status)
 
 
 class _Keeper:
-    def __init__(self, path: Path, session_id: int, say: Say) -> None:
+    def __init__(self, session: Session, say: Say) -> None:
         self.lost = 0
         self.trouble = ""
         self._say = say
-        self._session_id = session_id
-        self._trace = TraceFile(path)
+        self._session = session
+        self._trace = TraceFile(session.trace)
         self._trace.let_others_read()
         self._events: list[tuple[object, ...]] = []
         self._seen = 0
@@ -73,11 +75,12 @@ class _Keeper:
 
     def run(self, pipe: int) -> None:
         """Take messages until the supervisor is done or gone."""
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
         data = b""
         open_ = True
         while open_:
-            ready, _, _ = select.select([pipe], [], [], _RETRY_SECONDS if self._dirty else None)
-            if ready:
+            if poll.poll(_RETRY_SECONDS * 1000 if self._dirty else None):
                 chunk = os.read(pipe, _READ_SIZE)
                 open_ = bool(chunk)
                 data = self._take(data + chunk)
@@ -112,7 +115,7 @@ class _Keeper:
             return
         try:
             lost = self.lost + self._lost_before
-            self._trace.append(self._session_id, self._events, self._seen, lost, self._blind_spots)
+            self._trace.append(self._session.id, self._events, self._seen, lost, self._blind_spots)
         except sqlite3.Error as error:
             if not self.trouble:
                 self.trouble = str(error)
@@ -144,6 +147,6 @@ class _Keeper:
         if not self._ended:  # the supervisor was killed: `ended_ns` stays NULL
             return
         if self._began:
-            self._trace.end_session(self._session_id, self._exit_status)
+            self._trace.end_session(self._session.id, self._exit_status)
         else:
-            self._trace.remove_session(self._session_id)
+            self._trace.remove_session(self._session)

@@ -5,12 +5,13 @@ import fcntl
 import gc
 import marshal
 import os
+import sqlite3
 import time
 from collections import Counter
-from pathlib import Path
 
 from flagshim.trace.events import Decision, OpenEvent
 from flagshim.trace.keeper import HEADER, Say, keep
+from flagshim.trace.store import Session, TraceFile
 
 _FLUSH_NS = 50_000_000
 """How long an event is held at most while the supervisor is busy."""
@@ -27,14 +28,14 @@ class TraceWriter:
     even if the supervisor is killed. Implements what an engine wants of a sink.
     """
 
-    def __init__(self, path: Path, session_id: int, say: Say) -> None:
+    def __init__(self, session: Session, say: Say) -> None:
         """Start the keeper.
 
         Args:
-            path: an existing trace.
-            session_id: the row of `session` that events belong to.
+            session: what events belong to.
             say: called in the keeper when it cannot write.
         """
+        self._session = session
         self.seen = 0
         self.cleared = 0
         self.lost = 0
@@ -56,7 +57,7 @@ class TraceWriter:
         gc.freeze()  # so that the keeper's collector does not copy the pages it shares with us
         self._pid = os.fork()
         if self._pid == 0:
-            keep(path.absolute(), session_id, read_end, reply_end, say)
+            keep(session, read_end, reply_end, say)
         os.close(read_end)
         os.close(reply_end)
         os.set_blocking(self._pipe, False)
@@ -122,7 +123,18 @@ class TraceWriter:
         if answer:
             self.lost, self.trouble = marshal.loads(answer)
         else:
-            self.lost, self.trouble = self.seen, "the process that writes it was killed"
+            self._mend(exit_status)
+
+    def _mend(self, exit_status: int | None) -> None:
+        """Say in the trace what its keeper, killed, could not."""
+        self.lost, self.trouble = self.seen, "the process that writes it was killed"
+        with contextlib.suppress(sqlite3.Error):
+            trace = TraceFile(self._session.trace)
+            self.lost -= trace.count_events(self._session.id)
+            trace.append(self._session.id, (), self.seen, self.lost, ())
+            trace.end_session(self._session.id, exit_status)
+            trace.leave_one_file()
+            trace.close()
 
     def _post(self, message: tuple[object, ...]) -> None:
         body = marshal.dumps(message)  # type: ignore[arg-type]

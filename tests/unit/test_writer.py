@@ -9,7 +9,7 @@ import pytest
 from flagshim.errors import FlagshimError
 from flagshim.trace import schema
 from flagshim.trace.events import OpenEvent
-from flagshim.trace.store import TraceFile
+from flagshim.trace.store import begin_session
 from flagshim.trace.writer import TraceWriter
 from tests.support import rows
 
@@ -29,10 +29,7 @@ def trace(tmp_path: Path) -> Path:
 
 
 def begin(trace: Path) -> TraceWriter:
-    file = TraceFile.create_or_extend(trace)
-    session = file.add_session(SESSION)
-    file.close()
-    return TraceWriter(trace, session, print)
+    return TraceWriter(begin_session(trace, SESSION), print)
 
 
 def test_events_arrive_in_order_and_whole(trace: Path) -> None:
@@ -53,8 +50,21 @@ def test_events_arrive_in_order_and_whole(trace: Path) -> None:
 
 
 def test_session_that_never_began_is_taken_back(trace: Path) -> None:
+    begin(trace).close(7)
     begin(trace).close(None, began=False)
-    assert rows(trace, "SELECT * FROM session") == []
+    assert rows(trace, "SELECT id FROM session") == [(1,)]
+
+
+def test_file_made_for_a_session_that_never_began_goes_too(trace: Path) -> None:
+    first = begin(trace)
+    second = begin(trace)
+    first.close(None, began=False)
+    assert trace.exists(), "somebody else's session is in it"
+    second.close(0)
+    assert rows(trace, "SELECT id FROM session") == [(2,)]
+    trace.unlink()
+    begin(trace).close(None, began=False)
+    assert os.listdir(trace.parent) == []
 
 
 def test_still_refused_is_counted(trace: Path) -> None:
@@ -66,7 +76,7 @@ def test_still_refused_is_counted(trace: Path) -> None:
 
 
 def test_schema_has_a_column_for_every_field(trace: Path) -> None:
-    TraceFile.create_or_extend(trace).close()
+    begin_session(trace, SESSION)
     names = [row[1] for row in rows(trace, "PRAGMA table_info(event)")]
     assert names == ["id", "session_id", *OpenEvent._fields]
 
@@ -75,17 +85,17 @@ def test_schema_has_a_column_for_every_field(trace: Path) -> None:
     ("version", "said"), [(schema.VERSION + 1, "a newer"), (schema.VERSION - 1, "an older")]
 )
 def test_other_schemas_are_refused(trace: Path, version: int, said: str) -> None:
-    TraceFile.create_or_extend(trace).close()
+    begin_session(trace, SESSION)
     with sqlite3.connect(trace) as database:
         database.execute(f"PRAGMA user_version = {version}")
     with pytest.raises(FlagshimError, match=f"{said} flagshim"):
-        TraceFile.create_or_extend(trace)
+        begin_session(trace, SESSION)
 
 
 def test_places_where_no_trace_can_be(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none" / "trace.db", Path("/dev/null"), Path("/dev/full")):
         with pytest.raises(FlagshimError) as error:
-            TraceFile.create_or_extend(path)
+            begin_session(path, SESSION)
         assert str(path) in error.value.message
         assert "-o" in error.value.hint
 
@@ -100,4 +110,4 @@ def test_cut_off_trace_is_refused(trace: Path) -> None:
     begin(trace).close(0)
     trace.write_bytes(trace.read_bytes()[:2000])
     with pytest.raises(FlagshimError, match=r"trace .*malformed|not a"):
-        TraceFile.create_or_extend(trace)
+        begin_session(trace, SESSION)
