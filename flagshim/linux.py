@@ -52,6 +52,12 @@ TRACE_OPTIONS: Final[int] = ATTACH_OPTIONS | PTRACE_O_TRACESECCOMP | PTRACE_O_EX
 
 WALL: Final = 0x40000000
 """waitpid(2) __WALL: also for clones whose exit signal is not SIGCHLD."""
+WAIT_TRACEES: Final = 0x80000000 - 0x1_0000_0000
+"""waitpid(2) __WCLONE, as an int: not for ordinary children, such as a keeper of ours.
+
+For tracees always, whatever their exit signal: eligible_child() in kernel/exit.c lets
+everything pass that is traced by the caller (commit bf959931ddb8, Linux 4.7).
+"""
 
 AT_FDCWD: Final = -100
 

@@ -20,7 +20,7 @@ from flagshim.linux import (
     ATTACH_OPTIONS,
     PTRACE_EVENT_STOP,
     SYSCALL_ENTRY,
-    WALL,
+    WAIT_TRACEES,
     ptrace_cont,
     ptrace_detach,
     ptrace_entry_info,
@@ -201,7 +201,7 @@ class AttachEngine(Tracer):
                 continue
         while self.threads:
             try:
-                tid, status = os.waitpid(-1, WALL)
+                tid, status = os.waitpid(-1, WAIT_TRACEES)
             except ChildProcessError:
                 return
             if not os.WIFSTOPPED(status):

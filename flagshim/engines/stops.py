@@ -5,7 +5,7 @@ import signal
 import time
 
 from flagshim.engines.forwarding import FORWARDED
-from flagshim.linux import WALL
+from flagshim.linux import WAIT_TRACEES
 
 TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 
@@ -43,10 +43,10 @@ class Stops:
         starves all but the quickest.
 
         Raises:
-            ChildProcessError: nobody is left to wait for.
+            ChildProcessError: no tracee is left.
         """
         waitpid = os.waitpid
-        options = os.WNOHANG | WALL
+        options = os.WNOHANG | WAIT_TRACEES
         tid, status = waitpid(-1, options)
         if not tid and self._spin:
             end = time.perf_counter() + self._spin

@@ -50,8 +50,6 @@ class Tracer:
             if found:
                 self.sink.flush_if_due()
                 timeout: float | None = 0
-            elif not self.threads and not self._adopt_unheard_of():
-                return
             else:
                 timeout = None if self.sink.flush() else _RETRY_SECONDS
             attend_again = self.attend()
@@ -154,20 +152,3 @@ class Tracer:
             self.handler.gone(thread)
             self.handler.process_gone(tid)
         self.ended(tid, status)
-
-    def _adopt_unheard_of(self) -> bool:
-        """Find tracees whose parents were killed before they could tell of them.
-
-        Only asked when no tracee is known: what is left may also be children that are not
-        tracees at all.
-        """
-        mark = f"\nTracerPid:\t{os.getpid()}\n"
-        for entry in os.listdir("/proc"):
-            if entry.isdecimal():
-                try:
-                    with open(f"/proc/{entry}/status", errors="replace") as file:
-                        if mark in file.read():
-                            self.threads[int(entry)] = Thread(int(entry))
-                except OSError:
-                    continue
-        return bool(self.threads)
