@@ -9,7 +9,6 @@ import os
 import struct
 from typing import Final
 
-from ptrace import PtraceError
 from ptrace.binding.func import (
     PTRACE_CONT,
     PTRACE_DETACH,
@@ -23,7 +22,6 @@ from ptrace.binding.func import (
     PTRACE_POKEUSER,
     PTRACE_SYSCALL,
 )
-from ptrace.binding.func import ptrace as _python_ptrace
 
 # ptrace(2); python-ptrace 0.9 stops before PTRACE_SEIZE (Linux 3.4).
 PTRACE_SEIZE: Final = 0x4206
@@ -88,11 +86,15 @@ def _failure(what: str = "") -> OSError:
 # --- ptrace ---------------------------------------------------------------------------
 
 
+# python-ptrace has this call too; its checks cost as much again as the call, six times an open.
+_raw_ptrace = _function(
+    "ptrace", ctypes.c_long, ctypes.c_long, ctypes.c_ulong, ctypes.c_ulong
+)  # fmt: skip
+
+
 def _ptrace(request: int, tid: int, address: int = 0, data: int = 0) -> None:
-    try:
-        _python_ptrace(request, tid, address, data)
-    except PtraceError as error:
-        raise OSError(error.errno, os.strerror(error.errno)) from None
+    if _raw_ptrace(request, tid, address, data) < 0:
+        raise _failure()
 
 
 def ptrace_seize(tid: int, options: int) -> None:

@@ -190,8 +190,12 @@ class OpenHandler:
                 full = tracee.absolute_path(tid, _dirfd(kind, values), path)
         elif kind is Kind.SETFL:
             full = tracee.fd_path(tid, _signed(values[0]))
-        folded = fold_path(full) if full is not None and full.startswith(b"/") else None
-        verdict = decide(process.rules, wanted, folded)
+        verdict = process.verdicts.get(wanted)
+        if verdict is None:
+            folded = fold_path(full) if full is not None and full.startswith(b"/") else None
+            verdict = decide(process.rules, wanted, folded)
+            if not any(rule.paths for rule in process.rules):
+                process.verdicts[wanted] = verdict
 
         call = OpenCall(
             info[2:11], kind, abi, arguments, values, time_ns, flags, path, verdict,
@@ -216,9 +220,13 @@ class OpenHandler:
 
     def _predict(self, thread: Thread, call: OpenCall, full: bytes | None) -> None:
         """Clear O_NOATIME at once where its refusal is certain, which saves two stops."""
-        entry = next((e for e in call.verdict.clear_on if noatime_refusal(e[0], e[1])), None)
         credentials = self._credentials(thread)
-        if entry is None or credentials.cap_fowner:
+        if credentials.cap_fowner:
+            return
+        for entry in call.verdict.clear_on:
+            if noatime_refusal(entry[0], entry[1]):
+                break
+        else:
             return
         if call.kind is Kind.SETFL:
             call.owner = tracee.fd_owner(thread.tid, _signed(call.values[0]))

@@ -17,6 +17,9 @@ SPIN_SECONDS = 100e-6
 _BATCH = 127
 """Stops taken at once at most, so that the first of them is not kept waiting."""
 
+_LOOK_SECONDS = 1e-3
+"""How often a busy supervisor looks for signals."""
+
 
 class Stops:
     """The supervisor's ears. Once it is made, the signals above are blocked, for good.
@@ -33,14 +36,18 @@ class Stops:
             # Else children would vanish before we hear of their end.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
+        self._next_look = 0.0
         # On one CPU nobody else runs while we poll.
         self._spin = SPIN_SECONDS if len(os.sched_getaffinity(0)) > 1 else 0.0
 
-    def ready(self) -> list[tuple[int, int]]:
+    def ready(self, tracees: int) -> list[tuple[int, int]]:
         """Return the (tid, wait status) pairs at hand, after polling for a moment.
 
         All that are ready are taken before any is resumed: one wait for one resume
         starves all but the quickest.
+
+        Args:
+            tracees: how many there are, each of which stops once.
 
         Raises:
             ChildProcessError: no tracee is left.
@@ -51,11 +58,12 @@ class Stops:
         if not tid and self._spin:
             end = time.perf_counter() + self._spin
             while not tid and time.perf_counter() < end:
+                os.sched_yield()  # the tracee may be waiting for this very CPU
                 tid, status = waitpid(-1, options)
         found: list[tuple[int, int]] = []
         while tid:
             found.append((tid, status))
-            if len(found) == _BATCH:
+            if len(found) >= min(tracees, _BATCH):
                 break
             try:
                 tid, status = waitpid(-1, options)
@@ -68,3 +76,11 @@ class Stops:
         if seconds is None:
             return signal.sigwaitinfo(_WAITED)
         return signal.sigtimedwait(_WAITED, seconds)
+
+    def glance(self) -> signal.struct_siginfo | None:
+        """Take a signal that is there, if the last look was a while ago."""
+        now = time.perf_counter()
+        if now < self._next_look:
+            return None
+        self._next_look = now + _LOOK_SECONDS
+        return signal.sigtimedwait(_WAITED, 0)

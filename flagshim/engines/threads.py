@@ -53,6 +53,8 @@ class Process:
     pid: int
     program: bytes
     rules: Sequence[Rule]
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    """By flags, where no rule asks for the path."""
 
 
 @dataclass(slots=True)

@@ -42,22 +42,22 @@ class Tracer:
         """Serve the threads in `threads` and all that come of them until they have ended."""
         while True:
             try:
-                found = stops.ready()
+                found = stops.ready(len(self.threads))
             except ChildProcessError:
                 return
             for tid, status in found:
                 self.dispatch(tid, status)
             if found:
                 self.sink.flush_if_due()
-                timeout: float | None = 0
-            else:
-                timeout = None if self.sink.flush() else _RETRY_SECONDS
             attend_again = self.attend()
             if self.finished():
                 return
-            if attend_again:
-                timeout = _RETRY_SECONDS if timeout is None else timeout
-            info = stops.sleep(timeout)
+            if found:
+                info = stops.glance()
+            elif self.sink.flush() and not attend_again:
+                info = stops.sleep(None)
+            else:
+                info = stops.sleep(_RETRY_SECONDS)
             if info is not None and info.si_signo != signal.SIGCHLD:
                 self.signalled(info)
 
