@@ -274,18 +274,15 @@ def owner_if_cached(path: bytes, follow: bool) -> int | None:
     fd = _syscall(_NR_OPENAT2, AT_FDCWD, path, _how_at, ctypes.sizeof(_OpenHow))
     if fd < 0:
         return None
-    try:
-        return owner(fd, b"")
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
+    flags = _AT_STATX_DONT_SYNC | _AT_EMPTY_PATH
+    status = _statx(fd, b"", flags, _STATX_UID, _statx_buffer_at)
+    os.close(fd)
+    return None if status < 0 else int(_statx_uid(_statx_buffer, 20)[0])
 
 
-def owner(dirfd: int, path: bytes) -> int:
+def owner(path: bytes) -> int:
     """Return the owner (uid) of a file as its filesystem last told, without asking it again."""
-    flags = _AT_STATX_DONT_SYNC | (0 if path else _AT_EMPTY_PATH)
-    if _statx(dirfd, path, flags, _STATX_UID, _statx_buffer_at) < 0:
+    if _statx(AT_FDCWD, path, _AT_STATX_DONT_SYNC, _STATX_UID, _statx_buffer_at) < 0:
         raise _failure()
     return int(_statx_uid(_statx_buffer, 20)[0])
 

@@ -15,8 +15,7 @@ from flagshim.syscalls import ABI_BY_AUDIT_ARCH, ARGUMENTS, STANDING_CALLS, Kind
 
 COOKIE = 0xF1A0
 """High bits of the return data of a stop of ours, to tell it from the program's own."""
-KIND_MASK = 0x000F
-_KINDS = frozenset(Kind)
+_KIND_BY_RETURN_DATA = {COOKIE | kind: kind for kind in Kind}
 
 
 def build_filter(flag_bits: Iterable[int], o_path: int) -> bytes:
@@ -83,7 +82,4 @@ def _trace(kind: Kind) -> int:
 
 def kind_of(return_data: int) -> Kind | None:
     """Return what a seccomp stop is about, or None if another filter asked for it."""
-    number = return_data & KIND_MASK
-    if return_data & ~KIND_MASK != COOKIE or number not in _KINDS:
-        return None
-    return Kind(number)
+    return _KIND_BY_RETURN_DATA.get(return_data)

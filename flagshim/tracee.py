@@ -107,7 +107,7 @@ def fd_path(tid: int, fd: int) -> bytes | None:
 def fd_owner(tid: int, fd: int) -> int | None:
     """Return the owner (uid) of an open file, without asking its filesystem anew."""
     try:
-        return owner(AT_FDCWD, b"/proc/%d/fd/%d" % (tid, fd))
+        return owner(b"/proc/%d/fd/%d" % (tid, fd))
     except OSError:
         return None
 
@@ -115,13 +115,17 @@ def fd_owner(tid: int, fd: int) -> int | None:
 def fd_flags(tid: int, fd: int) -> int | None:
     """Return the open flags of a descriptor, from /proc/TID/fdinfo (octal, proc(5))."""
     try:
-        with open(f"/proc/{tid}/fdinfo/{fd}", "rb") as file:
-            for line in file:
-                if line.startswith(b"flags:"):
-                    return int(line[6:], 8)
+        file = os.open(b"/proc/%d/fdinfo/%d" % (tid, fd), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        pass
-    return None
+        return None
+    try:
+        text = os.read(file, PATH_MAX)  # flags is its second line
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    start = text.find(b"\nflags:")
+    return None if start < 0 else int(text[start + 7 : text.index(b"\n", start + 7)], 8)
 
 
 def absolute_path(tid: int, dirfd: int, path: bytes) -> bytes:
