@@ -19,6 +19,7 @@ from ptrace.binding.func import (
     PTRACE_O_TRACEFORK,
     PTRACE_O_TRACESYSGOOD,
     PTRACE_O_TRACEVFORK,
+    PTRACE_PEEKUSER,
     PTRACE_POKEUSER,
     PTRACE_SYSCALL,
 )
@@ -130,6 +131,15 @@ def ptrace_listen(tid: int) -> None:
 def ptrace_poke_user(tid: int, offset: int, value: int) -> None:
     """Write one register of a stopped thread; `offset` in bytes into struct user."""
     _ptrace(PTRACE_POKEUSER, tid, offset, value & 0xFFFF_FFFF_FFFF_FFFF)
+
+
+def peek_user(tid: int, offset: int) -> int:
+    """Read one register of a stopped thread, unsigned; `offset` in bytes into struct user."""
+    ctypes.set_errno(0)
+    value = int(_raw_ptrace(PTRACE_PEEKUSER, tid, offset, 0))
+    if value == -1 and ctypes.get_errno():
+        raise _failure()
+    return value & 0xFFFF_FFFF_FFFF_FFFF
 
 
 _event_message = ctypes.c_ulong()

@@ -9,9 +9,15 @@ import fcntl
 import tempfile
 from collections.abc import Iterable
 
-import pyseccomp
-
+from flagshim.errors import FlagshimError
 from flagshim.syscalls import ABI_BY_AUDIT_ARCH, ARGUMENTS, STANDING_CALLS, Kind
+
+try:
+    import pyseccomp
+except (OSError, RuntimeError) as error:
+    raise FlagshimError(
+        f"libseccomp cannot be loaded: {error}", "install it (Debian: libseccomp2)"
+    ) from None
 
 COOKIE = 0xF1A0
 """High bits of the return data of a stop of ours, to tell it from the program's own."""
@@ -74,6 +80,12 @@ def numbered_calls() -> dict[tuple[int, int], Kind]:
                 if number >= 0:  # negative: libseccomp's own, for what an ABI does not have
                     found[audit_arch, number] = kind
     return found
+
+
+def native_numbers(names: Iterable[str]) -> frozenset[int]:
+    """Return the numbers that calls have in this machine's own ABI; those it has."""
+    numbers = (pyseccomp.resolve_syscall(pyseccomp.system_arch(), name) for name in names)
+    return frozenset(number for number in numbers if number >= 0)
 
 
 def _trace(kind: Kind) -> int:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import syslog
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -15,13 +15,13 @@ from typing import NoReturn
 from flagshim import __version__, descriptors
 from flagshim.engines.attach import AttachEngine, find_target
 from flagshim.engines.command import User, command_failure, command_for
-from flagshim.engines.detach import become_served
+from flagshim.engines.detach import NotServed, become_served
 from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.engines.stops import Stops
 from flagshim.errors import FlagshimError, say
 from flagshim.rules import MACHINE, Rule
 from flagshim.trace.events import text_or_bytes
-from flagshim.trace.store import Session, begin_session
+from flagshim.trace.store import Session, begin_session, take_back
 from flagshim.trace.writer import TraceWriter
 
 
@@ -95,16 +95,22 @@ def become(
     _check_command(argv[0])
     session = _begin(argv, rules, trace, PtraceEngine.name, _uid(user))
 
-    def serve(pid: int, report: int) -> None:
+    def serve(pid: int, report: int, start: Callable[[], None]) -> None:
         stops = Stops()
         writer = TraceWriter(session, _say_in_syslog)
-        status = PtraceEngine(rules, writer).serve(pid, stops)
+        engine = PtraceEngine(rules, writer)
+        start()
+        status = engine.serve(pid, stops)
         started = not os.read(report, 1)
         writer.close(os.waitstatus_to_exitcode(status), began=started)
         if writer.lost:
             _say_in_syslog(f"trace {trace}: {writer.lost} events lost ({writer.trouble})")
 
-    become_served(command_for(argv, filter_for(rules), user), serve)
+    try:
+        become_served(command_for(argv, filter_for(rules), user), serve, _say_in_syslog)
+    except NotServed:
+        take_back(session)
+        raise
 
 
 def attach(pid: int, rules: Sequence[Rule], trace: Path, seconds: float | None) -> Outcome:

@@ -31,6 +31,13 @@ def write_wrapper(program: str, file: Path, options: Sequence[str], replace: boo
     """
     found = shutil.which(program)
     if found is None:
+        if os.path.isdir(program):
+            raise FlagshimError(f"{program}: a directory", "name a program")
+        if os.path.exists(program):
+            raise FlagshimError(
+                f"{program}: not an executable file in PATH",
+                f"check its mode, and write {os.path.join('.', program)} for one in this folder",
+            )
         raise FlagshimError(f"{program}: not found", "name an executable program")
     target = Path(found).absolute()
     wrapped = wrapped_by(target)
@@ -79,7 +86,8 @@ def _ourselves() -> list[str]:
     script = Path(sys.argv[0])
     if script.name == "flagshim" and os.access(script, os.X_OK):
         return [str(script.absolute())]
-    return [sys.executable, "-m", "flagshim"]
+    # -P: not what lies in the folder that somebody happens to be in.
+    return [sys.executable, "-P", "-m", "flagshim"]
 
 
 def _write(file: Path, content: bytes, replace: bool) -> None:

@@ -1,10 +1,12 @@
 """`flagshim attach`."""
 
+import math
 from pathlib import Path
 
 import click
 
 from flagshim.cli.options import rule_options, rules_from, sum_up, trace_option
+from flagshim.errors import FlagshimError
 from flagshim.session import attach as attach_to
 from flagshim.trace.location import new_trace
 
@@ -34,6 +36,8 @@ def attach(
 
     Exit status: 0 once it is left or has ended; 125 if it could not be traced.
     """
+    if seconds is not None and math.isnan(seconds):
+        raise FlagshimError("--for nan: not a number of seconds", "as in --for 60")
     rules = rules_from(when, clear, paths, rule_file)
     file = trace or new_trace(f"pid{pid}")
     sum_up(attach_to(pid, rules, file, seconds), file)

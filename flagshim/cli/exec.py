@@ -1,5 +1,6 @@
 """`flagshim exec`."""
 
+import signal
 from pathlib import Path
 
 import click
@@ -44,6 +45,8 @@ def exec(  # noqa: A001  (the command's name)
 
     Exit status: CMD's own, because it is CMD that exits. Before: 125, 126 and 127 as for run.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C ends us as it would end CMD
     cmd = command_from(cmd, "flagshim exec -- qemu-system-x86_64 …")
     rules = rules_from(when, clear, paths, rule_file)
     as_user = find_user(user) if user is not None else None

@@ -34,7 +34,8 @@ def wrap(
     """Write an executable FILE that stands for PROGRAM: it runs it through `flagshim exec`.
 
     Arguments go through unchanged, and so do PID, exit status and signals. Give it to whatever
-    wants to know where QEMU is: libvirt's <emulator>, a systemd unit, a test driver.
+    wants to know where QEMU is: libvirt's <emulator>, a systemd unit, a test driver. The trace
+    has to be writable by whoever runs it.
     """
     rules_from(when, clear, paths, rule_file)  # say now what would be wrong at every run
     options: list[str] = []

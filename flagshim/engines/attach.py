@@ -4,11 +4,14 @@ Nothing is injected: every system call of the program stops twice, and most are 
 once. That is slow, and it can be undone at any moment.
 """
 
+import errno
 import os
 import signal
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from ptrace.binding.linux_struct import user_regs_struct
 
 from flagshim import tracee
 from flagshim.engines.sink import Sink
@@ -21,17 +24,30 @@ from flagshim.linux import (
     PTRACE_EVENT_STOP,
     SYSCALL_ENTRY,
     WAIT_TRACEES,
+    peek_user,
     ptrace_cont,
     ptrace_detach,
     ptrace_entry_info,
     ptrace_interrupt,
+    ptrace_poke_user,
     ptrace_seize,
     ptrace_syscall,
 )
 from flagshim.rules import Rule
-from flagshim.seccomp import numbered_calls
+from flagshim.seccomp import native_numbers, numbered_calls
+
+_RESTARTED = (
+    "epoll_wait", "epoll_pwait", "epoll_pwait2", "semop", "semtimedop", "rt_sigtimedwait",
+    "recvfrom", "recvmsg", "accept", "accept4", "io_getevents",
+)  # fmt: skip
+_EINTR = (1 << 64) - errno.EINTR  # as a register holds it
+_ERESTARTNOHAND = 514  # include/linux/errno.h
+_RESULT = user_regs_struct.rax.offset
+_NUMBER = user_regs_struct.orig_rax.offset
 
 _LEAVE_ON = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+_LEAVE_SECONDS = 1.0
+"""How long we wait, at most, for the next thread to stop when we leave."""
 _ROUNDS = 1009
 """How often the list of threads is read at most until it has no new ones."""
 
@@ -51,7 +67,7 @@ def find_target(pid: int) -> Target:
         FlagshimError: there is none, or it is one that cannot be traced, and why.
     """
     try:
-        with open(f"/proc/{pid}/status") as file:
+        with open(f"/proc/{pid}/status", errors="surrogateescape") as file:
             status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
         with open(f"/proc/{pid}/cmdline", "rb") as stream:
             cmdline = stream.read()
@@ -60,7 +76,7 @@ def find_target(pid: int) -> Target:
     name = status["Name"]
     if int(status["Tgid"]) != pid:
         raise FlagshimError(f"{pid} is a thread of {status['Tgid']}", "attach to the process")
-    if status["State"].startswith("Z"):
+    if status["State"].startswith("Z") and int(status["Threads"]) <= 1:
         raise FlagshimError(f"process {pid} ({name}) has ended", "nothing is left to attach to")
     if not cmdline:
         raise FlagshimError(f"{pid} ({name}) is a kernel thread", "only programs can be traced")
@@ -87,6 +103,7 @@ class AttachEngine(Tracer):
     def __init__(self, rules: Sequence[Rule], sink: Sink) -> None:
         super().__init__(rules, sink)
         self._calls = numbered_calls()
+        self._restarted = native_numbers(_RESTARTED)
         self._leave_at: float | None = None
         self._leaving = False
 
@@ -171,6 +188,19 @@ class AttachEngine(Tracer):
                 self.handler.entered_call(thread, kind, info)
         self.resume(thread.tid)
 
+    def interrupted(self, thread: Thread) -> None:
+        """Have a call that our interrupt cut short made again.
+
+        Most restart by themselves. Some return EINTR at once (signal(7), "Interruption of
+        system calls by stop signals"); these get the result that has the kernel restart them
+        unless a signal handler runs. Only calls that have done nothing when they return EINTR.
+        """
+        if (
+            peek_user(thread.tid, _RESULT) == _EINTR
+            and peek_user(thread.tid, _NUMBER) in self._restarted
+        ):
+            ptrace_poke_user(thread.tid, _RESULT, -_ERESTARTNOHAND)
+
     def signalled(self, info: signal.struct_siginfo) -> None:
         """Leave when told to, by whomever."""
         if info.si_signo in _LEAVE_ON:
@@ -199,11 +229,18 @@ class AttachEngine(Tracer):
                 ptrace_interrupt(tid)
             except ProcessLookupError:
                 continue
+        patience = time.monotonic() + _LEAVE_SECONDS
         while self.threads:
             try:
-                tid, status = os.waitpid(-1, WAIT_TRACEES)
+                tid, status = os.waitpid(-1, WAIT_TRACEES | os.WNOHANG)
             except ChildProcessError:
                 return
+            if not tid:
+                if time.monotonic() > patience:
+                    return  # in a vfork, or waiting for a disk: the kernel detaches when we end
+                time.sleep(_LEAVE_SECONDS / 1009)
+                continue
+            patience = time.monotonic() + _LEAVE_SECONDS
             if not os.WIFSTOPPED(status):
                 self.dispatch(tid, status)
                 continue
@@ -218,6 +255,7 @@ class AttachEngine(Tracer):
     def _leave_thread(self, thread: Thread, status: int) -> None:
         tid, event, stop = thread.tid, status >> 16, os.WSTOPSIG(status)
         if event == PTRACE_EVENT_STOP:
+            self.interrupted(thread)
             self._forget(thread)
             ptrace_detach(tid)
             return

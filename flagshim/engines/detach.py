@@ -10,34 +10,53 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from flagshim import descriptors
+from flagshim import descriptors, tracee
 from flagshim.engines.command import REPORT, Command, NotStarted
 from flagshim.errors import FlagshimError
-from flagshim.linux import TRACE_OPTIONS, allow_any_tracer, ptrace_seize, set_name
+from flagshim.linux import (
+    TRACE_OPTIONS,
+    allow_any_tracer,
+    is_child_subreaper,
+    ptrace_seize,
+    set_child_subreaper,
+    set_name,
+)
 
 _READY = b"ready"
 
 
-def become_served(command: Command, serve: Callable[[int, int], None]) -> NoReturn:
+class NotServed(FlagshimError):
+    """There is no helper, so nobody but the caller can clean up."""
+
+
+Serve = Callable[[int, int, Callable[[], None]], None]
+
+
+def become_served(command: Command, serve: Serve, say: Callable[[str], None]) -> NoReturn:
     """Turn this process into `command`, traced by a helper that calls `serve`.
 
     Args:
         command: what to become.
-        serve: called in the helper with our PID, seized, and a descriptor that gives a REPORT
-            if CMD could not be started, and nothing if it was.
+        serve: called in the helper with our PID, seized; a descriptor that gives a REPORT if
+            CMD could not be started, and nothing if it was; and what to call when CMD may start.
+        say: where the helper tells of what goes wrong later.
 
     Raises:
         FlagshimError: CMD did not start, and this process is not traced or about to end.
     """
+    if os.getpid() == 1:
+        raise NotServed(
+            "the helper of PID 1 would be its child, and end with it", "use flagshim run"
+        )
     answer_read, answer_write = os.pipe2(os.O_CLOEXEC)
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
     pid = os.getpid()
     # Yama lets only ancestors trace unless one says who else may (prctl(2), PR_SET_PTRACER).
     allow_any_tracer(True)
-    with _without_child_signal():
+    with _not_a_reaper():
         middle = os.fork()
         if middle == 0:
-            _detach(answer_write, report_read, lambda: serve(pid, report_read), pid)
+            _detach(answer_write, report_read, serve, say, pid)
         with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
             os.waitpid(middle, 0)
     os.close(answer_write)
@@ -47,9 +66,11 @@ def become_served(command: Command, serve: Callable[[int, int], None]) -> NoRetu
         answer += chunk
     os.close(answer_read)
     allow_any_tracer(False)
+    # None of ours is to be pending for CMD, where the caller blocks it.
+    signal.sigtimedwait([signal.SIGCHLD], 0)
     if answer != _READY:
         cause = answer.decode(errors="replace") or "the helper ended at once"
-        raise FlagshimError(f"cannot be traced by a helper: {cause}", "see flagshim doctor")
+        raise NotServed(f"cannot be traced by a helper: {cause}", "see flagshim doctor")
     try:
         command.become()
     except NotStarted as reason:
@@ -57,8 +78,18 @@ def become_served(command: Command, serve: Callable[[int, int], None]) -> NoRetu
         raise command.failure(reason) from None
 
 
-def _detach(answer: int, report: int, serve: Callable[[], None], pid: int) -> NoReturn:
+def _detach(
+    answer: int, report: int, serve: Serve, say: Callable[[str], None], pid: int
+) -> NoReturn:
     """Be the process between caller and helper, and then the helper."""
+    ready = False
+
+    def start() -> None:
+        nonlocal ready
+        ready = True
+        os.write(answer, _READY)
+        os.close(answer)
+
     try:
         os.setsid()
         if os.fork():
@@ -70,22 +101,28 @@ def _detach(answer: int, report: int, serve: Callable[[], None], pid: int) -> No
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             # A service manager sends them to everything it started; our end is CMD's.
             signal.signal(number, signal.SIG_IGN)
-        try:
-            ptrace_seize(pid, TRACE_OPTIONS)
-        except OSError as error:
-            os.write(answer, (error.strerror or str(error)).encode())
-            os._exit(1)
-        os.write(answer, _READY)
-        os.close(answer)
-        serve()
+        tracer = tracee.tracer_of(pid)
+        if tracer:
+            by = os.fsdecode(tracee.comm(tracer))
+            raise FlagshimError(f"it is traced by {by} (PID {tracer})")
+        ptrace_seize(pid, TRACE_OPTIONS)
+        serve(pid, report, start)
+    except Exception as error:
+        text = (isinstance(error, OSError) and error.strerror) or str(error)
+        if ready:
+            say(f"the helper of process {pid} failed: {type(error).__name__}: {text}")
+        else:
+            os.write(answer, text.encode(errors="replace"))
     finally:
         os._exit(0)
 
 
 @contextlib.contextmanager
-def _without_child_signal() -> Iterator[None]:
-    """Leave no SIGCHLD pending for CMD from a child that is none of its business."""
-    pending_before = signal.SIGCHLD in signal.sigpending()
+def _not_a_reaper() -> Iterator[None]:
+    """Keep the orphaned helper from becoming a child of CMD, where the caller is a subreaper."""
+    reaper = is_child_subreaper()
+    if reaper:
+        set_child_subreaper(False)
     yield
-    if not pending_before and signal.SIGCHLD in signal.sigpending():
-        signal.sigtimedwait([signal.SIGCHLD], 0)
+    if reaper:
+        set_child_subreaper(True)

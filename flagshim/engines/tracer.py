@@ -67,6 +67,9 @@ class Tracer:
         """Do what is due between stops; True asks to be called again within moments."""
         return False
 
+    def interrupted(self, thread: Thread) -> None:
+        """Look at a thread that stopped for no other reason than that we asked it to."""
+
     def finished(self) -> bool:
         """Tell whether to end although tracees are left."""
         return False
@@ -120,6 +123,8 @@ class Tracer:
                 self.resume(tid)
             elif event:
                 thread.stopped = False
+                if event == PTRACE_EVENT_STOP:
+                    self.interrupted(thread)
                 self.resume(tid)
             elif stop == SYSCALL_STOP:
                 self.syscall_stop(thread)

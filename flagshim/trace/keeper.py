@@ -48,7 +48,8 @@ def keep(session: Session, pipe: int, reply: int, say: Say) -> NoReturn:
         descriptors.close_all_but(pipe, reply)
         keeper = _Keeper(session, say)
         keeper.run(pipe)
-        os.write(reply, marshal.dumps((keeper.lost, keeper.trouble)))
+        with contextlib.suppress(BrokenPipeError):  # the supervisor was killed
+            os.write(reply, marshal.dumps((keeper.lost, keeper.trouble)))
         status = 0
     except Exception as error:
         say(f"trace {session.trace}: {type(error).__name__}: {error}; CMD goes on without it")

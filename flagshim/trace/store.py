@@ -180,6 +180,14 @@ def begin_session(path: Path, row: Mapping[str, object]) -> Session:
         raise FlagshimError(f"trace {path}: {cause}", hint) from None
 
 
+def take_back(session: Session) -> None:
+    """Remove a session that never began, as far as that is possible."""
+    with contextlib.suppress(sqlite3.Error, OSError):
+        trace = TraceFile(session.trace)
+        trace.remove_session(session)
+        trace.close()
+
+
 def _make(path: Path) -> bool:
     """Make an empty file; False if there is one."""
     try:

@@ -1,6 +1,7 @@
 """`flagshim attach`: served from then on, and left as it was."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -73,7 +74,7 @@ def wait_until(condition) -> None:
 
 
 def status_of(pid: int, field: str) -> str:
-    text = Path(f"/proc/{pid}/status").read_text()
+    text = Path(f"/proc/{pid}/status").read_text(errors="surrogateescape")
     return text.split(f"\n{field}:\t")[1].split("\n")[0]
 
 
@@ -147,6 +148,16 @@ def test_101_times_to_a_busy_program(build: Build, run: Runner, place: Place) ->
     finally:
         out, error = busy.communicate("x", timeout=SECONDS)
     assert (out, error) == ("calls many wrong 0\n", "")
+
+
+def test_name_that_is_not_utf8(run: Runner, place: Place) -> None:
+    program = os.fsencode(place.path) + b"/sl\xffeep"
+    shutil.copy("/bin/sleep", program)
+    with subprocess.Popen([program, "20"]) as sleeper:
+        try:
+            assert attach(run, sleeper.pid, "--for", "0.1").wait(timeout=SECONDS) == 0
+        finally:
+            sleeper.kill()
 
 
 def refusal(*arguments: str, **kwargs: object) -> str:

@@ -149,3 +149,42 @@ def test_qemu_daemonizes(run: Runner, place: Place) -> None:
     while os.path.exists(f"/proc/{helper}"):
         assert time.monotonic() < deadline, "the helper outlived what it served"
         time.sleep(0.01)
+
+
+def test_under_another_tracer(run: Runner) -> None:
+    """It says who is in the way, CMD does not run, and the trace has no session of it."""
+    inner = as_exec(run, ["echo", "ran"], user=None)
+    trace = run.trace
+    outer = run.command(inner, user=None)
+    result = subprocess.run(
+        outer, capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=SECONDS
+    )
+    assert (result.returncode, result.stdout) == (125, "")
+    assert "it is traced by " in result.stderr
+    assert not trace.exists()
+
+
+def test_subreaper_gets_no_child_it_never_had(run: Runner) -> None:
+    code = (
+        "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0);"  # CHILD_SUBREAPER
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    wait = "import os; print(os.wait())"
+    command = as_exec(run, ["/usr/bin/python3", "-c", wait], user=None)
+    result = subprocess.run(
+        ["/usr/bin/python3", "-c", code, *command], capture_output=True, text=True, check=False,
+        cwd=REPOSITORY, timeout=SECONDS,
+    )  # fmt: skip
+    assert "ChildProcessError" in result.stderr, "it had nobody to wait for"
+
+
+def test_child_signal_is_not_left_pending(run: Runner) -> None:
+    code = (
+        "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD]);"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = as_exec(run, ["grep", "-E", "^(ShdPnd|SigPnd)", "/proc/self/status"], user=None)
+    out = subprocess.check_output(
+        ["/usr/bin/python3", "-c", code, *command], text=True, cwd=REPOSITORY, timeout=SECONDS
+    )
+    assert out == "SigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n"

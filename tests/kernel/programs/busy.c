@@ -7,9 +7,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <sys/epoll.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -48,9 +50,16 @@ static void *opens(void *unused)
 static void *sleeps(void *unused)
 {
 	struct timespec moment = { 0, 3000000 };
+	struct epoll_event event;
+	sigset_t signals;
+	int set = epoll_create1(0);
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGUSR1);
 	while (!done) {
 		check(clock_nanosleep(CLOCK_MONOTONIC, 0, &moment, NULL) ? -1 : 0, 0, "nanosleep");
 		check(poll(NULL, 0, 3), 0, "poll");
+		check(epoll_wait(set, &event, 1, 3), 0, "epoll_wait");
+		check(sigtimedwait(&signals, NULL, &moment), EAGAIN, "sigtimedwait");
 	}
 	return unused;
 }
@@ -90,6 +99,11 @@ int main(int argc, char **argv)
 	if (argc != 2)
 		return 2;
 	file = argv[1];
+	/* Under any tracer a signal that is ignored wakes its receiver all the same (ptrace(2)). */
+	sigset_t ended;
+	sigemptyset(&ended);
+	sigaddset(&ended, SIGCHLD);
+	pthread_sigmask(SIG_BLOCK, &ended, NULL);
 	for (int i = 0; i < 4; i++)
 		pthread_create(&id[i], NULL, work[i], NULL);
 	check(read(0, &c, 1), 0, "read of stdin");
