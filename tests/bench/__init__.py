@@ -1,0 +1,1 @@
+"""`make bench`: what flagshim costs, beside running alone, LD_PRELOAD and strace."""
