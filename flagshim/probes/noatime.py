@@ -28,8 +28,8 @@ def end_to_end() -> Answer:
     try:
         # Not above: it does not load where there is no libseccomp, or no engine.
         from flagshim.probes.supervised import open_supervised  # noqa: PLC0415
-    except (ImportError, RuntimeError, OSError, KeyError) as error:
-        return no(f"the engine cannot be loaded: {error!r}", _SEE_OTHERS)
+    except (ImportError, FlagshimError, OSError, KeyError) as error:
+        return no(f"the engine cannot be loaded: {error}", _SEE_OTHERS)
     try:
         code, traced = open_supervised(user, path)
     except FlagshimError as error:
