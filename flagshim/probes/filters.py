@@ -4,6 +4,7 @@ import errno
 import os
 import struct
 
+from flagshim.errors import FlagshimError
 from flagshim.linux import install_seccomp_filter, libseccomp_version, set_no_new_privs
 from flagshim.openflags import bits_of
 from flagshim.probes.finding import Answer, limited, no, probe, works
@@ -63,7 +64,7 @@ def libseccomp() -> Answer:
     try:
         # Not above: pyseccomp does not load where there is no libseccomp.
         from flagshim.seccomp import build_filter  # noqa: PLC0415
-    except (ImportError, RuntimeError, OSError) as error:
+    except (ImportError, FlagshimError) as error:
         return no(f"not found: {error}", help_)
     try:
         program = build_filter(flag_bits([BUILT_IN]), bits_of("O_PATH", MACHINE))
