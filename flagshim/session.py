@@ -20,9 +20,22 @@ from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.engines.stops import Stops
 from flagshim.errors import FlagshimError, say
 from flagshim.rules import MACHINE, Rule
+from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.events import text_or_bytes
 from flagshim.trace.store import Session, begin_session, take_back
 from flagshim.trace.writer import TraceWriter
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What is to be done with a program's opens, and where it is written down."""
+
+    rules: Sequence[Rule]
+    """In order; the first that is for a call and flag decides."""
+    trace: Path
+    """File to add a session to, made if missing."""
+    keep: Bound = EVERYTHING
+    """How much of the trace is kept."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +54,7 @@ class Outcome:
     """Why not."""
 
 
-def supervise(
-    argv: Sequence[str], rules: Sequence[Rule], trace: Path, user: User | None = None
-) -> Outcome:
+def supervise(argv: Sequence[str], how: Supervision, user: User | None = None) -> Outcome:
     """Run a command under the ptrace engine until it and all it started have ended.
 
     Descriptors 0, 1 and those above 2 that were not close-on-exec are CMD's alone
@@ -52,8 +63,7 @@ def supervise(
 
     Args:
         argv: the command, found through PATH.
-        rules: in order; the first that is for a call and flag decides.
-        trace: file to add a session to, made if missing.
+        how: rules and trace.
         user: whom to run the command as; None for ourselves.
 
     Raises:
@@ -61,12 +71,12 @@ def supervise(
     """
     _check_command(argv[0])
     handed_on = descriptors.inherited()
-    command = command_for(argv, filter_for(rules), user)
+    command = command_for(argv, filter_for(how.rules), user)
     stops = Stops()
-    session = _begin(argv, rules, trace, PtraceEngine.name, _uid(user))
-    writer = TraceWriter(session, _say_on_stderr)
+    session = _begin(argv, how, PtraceEngine.name, _uid(user))
+    writer = TraceWriter(session, _say_on_stderr, how.keep)
     try:
-        status = PtraceEngine(rules, writer).run(command, handed_on, stops)
+        status = PtraceEngine(how.rules, writer).run(command, handed_on, stops)
     except FlagshimError:
         writer.close(None, began=False)
         raise
@@ -75,9 +85,7 @@ def supervise(
     return _outcome(exit_status, writer)
 
 
-def become(
-    argv: Sequence[str], rules: Sequence[Rule], trace: Path, user: User | None = None
-) -> NoReturn:
+def become(argv: Sequence[str], how: Supervision, user: User | None = None) -> NoReturn:
     """Become a command, supervised by a detached helper until it and its kind have ended.
 
     The command keeps this process's PID, parent, session and terminal. What the helper has to
@@ -85,41 +93,39 @@ def become(
 
     Args:
         argv: the command, found through PATH.
-        rules: in order; the first that is for a call and flag decides.
-        trace: file to add a session to, made if missing.
+        how: rules and trace.
         user: whom to become; None to stay who we are.
 
     Raises:
         FlagshimError: CMD or the trace is unusable; CMD has not run then.
     """
     _check_command(argv[0])
-    session = _begin(argv, rules, trace, PtraceEngine.name, _uid(user))
+    session = _begin(argv, how, PtraceEngine.name, _uid(user))
 
     def serve(pid: int, report: int, start: Callable[[], None]) -> None:
         stops = Stops()
-        writer = TraceWriter(session, _say_in_syslog)
-        engine = PtraceEngine(rules, writer)
+        writer = TraceWriter(session, _say_in_syslog, how.keep)
+        engine = PtraceEngine(how.rules, writer)
         start()
         status = engine.serve(pid, stops)
         started = not os.read(report, 1)
         writer.close(os.waitstatus_to_exitcode(status), began=started)
         if writer.lost:
-            _say_in_syslog(f"trace {trace}: {writer.lost} events lost ({writer.trouble})")
+            _say_in_syslog(f"trace {how.trace}: {writer.lost} events lost ({writer.trouble})")
 
     try:
-        become_served(command_for(argv, filter_for(rules), user), serve, _say_in_syslog)
+        become_served(command_for(argv, filter_for(how.rules), user), serve, _say_in_syslog)
     except NotServed:
         take_back(session)
         raise
 
 
-def attach(pid: int, rules: Sequence[Rule], trace: Path, seconds: float | None) -> Outcome:
+def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
     """Supervise a running process until it ends, a signal tells us to leave it, or time is up.
 
     Args:
         pid: the process; all its threads, and from then on its children, are served.
-        rules: in order; the first that is for a call and flag decides.
-        trace: file to add a session to, made if missing.
+        how: rules and trace.
         seconds: how long; None for as long as it lives.
 
     Raises:
@@ -127,10 +133,10 @@ def attach(pid: int, rules: Sequence[Rule], trace: Path, seconds: float | None) 
     """
     target = find_target(pid)
     stops = Stops()
-    session = _begin(target.argv, rules, trace, AttachEngine.name, target.uid)
-    writer = TraceWriter(session, _say_on_stderr)
+    session = _begin(target.argv, how, AttachEngine.name, target.uid)
+    writer = TraceWriter(session, _say_on_stderr, how.keep)
     try:
-        AttachEngine(rules, writer).run(target, seconds, stops)
+        AttachEngine(how.rules, writer).run(target, seconds, stops)
     except FlagshimError:
         writer.close(None, began=False)
         raise
@@ -148,15 +154,13 @@ def _uid(user: User | None) -> int:
     return user.uid if user else os.getuid()
 
 
-def _begin(
-    argv: Sequence[str], rules: Sequence[Rule], trace: Path, engine: str, uid: int
-) -> Session:
+def _begin(argv: Sequence[str], how: Supervision, engine: str, uid: int) -> Session:
     """Add a session to a trace, made if missing."""
     if os.readlink("/proc/self") != str(os.getpid()):
         raise FlagshimError(
             "/proc is that of another PID namespace", "mount one for this: unshare --mount-proc"
         )
-    return begin_session(trace, _session_row(argv, rules, engine, uid))
+    return begin_session(how.trace, _session_row(argv, how.rules, engine, uid))
 
 
 def _say_on_stderr(text: str) -> None:

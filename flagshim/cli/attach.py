@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from flagshim.cli.options import rule_options, rules_from, sum_up, trace_option
+from flagshim.cli.options import sum_up, trace_option
+from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.errors import FlagshimError
 from flagshim.session import attach as attach_to
 from flagshim.trace.location import new_trace
@@ -18,16 +19,13 @@ from flagshim.trace.location import new_trace
 @click.option("--for", "seconds", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True),
               help="Leave the process after so many seconds. Default: when it ends.")  # fmt: skip
 @trace_option("a new file")
-@rule_options
+@supervision_options
 @click.argument("pid", type=click.IntRange(min=1))
 def attach(
     pid: int,
     seconds: float | None,
     trace: Path | None,
-    when: str | None,
-    clear: tuple[str, ...],
-    paths: tuple[str, ...],
-    rule_file: Path | None,
+    asked: Asked,
 ) -> int:
     """Supervise a running process, its threads, and from then on its children.
 
@@ -38,7 +36,6 @@ def attach(
     """
     if seconds is not None and math.isnan(seconds):
         raise FlagshimError("--for nan: not a number of seconds", "as in --for 60")
-    rules = rules_from(when, clear, paths, rule_file)
     file = trace or new_trace(f"pid{pid}")
-    sum_up(attach_to(pid, rules, file, seconds), file)
+    sum_up(attach_to(pid, asked.supervision(file), seconds), file)
     return 0

@@ -9,11 +9,10 @@ from flagshim.cli.options import (
     COMMAND_SETTINGS,
     command_argument,
     command_from,
-    rule_options,
-    rules_from,
     trace_option,
     user_option,
 )
+from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.command import find_user
 from flagshim.session import become
 from flagshim.trace.location import shared_trace
@@ -25,15 +24,12 @@ from flagshim.trace.location import shared_trace
 )
 @user_option
 @trace_option("PROGRAM.db")
-@rule_options
+@supervision_options
 @command_argument
 def exec(  # noqa: A001  (the command's name)
     user: str | None,
     trace: Path | None,
-    when: str | None,
-    clear: tuple[str, ...],
-    paths: tuple[str, ...],
-    rule_file: Path | None,
+    asked: Asked,
     cmd: tuple[str, ...],
 ) -> int:
     """Become CMD: same PID, same parent, same terminal, with a detached helper as supervisor.
@@ -48,6 +44,5 @@ def exec(  # noqa: A001  (the command's name)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C ends us as it would end CMD
     cmd = command_from(cmd, "flagshim exec -- qemu-system-x86_64 …")
-    rules = rules_from(when, clear, paths, rule_file)
     as_user = find_user(user) if user is not None else None
-    become(cmd, rules, trace or shared_trace(cmd[0]), as_user)
+    become(cmd, asked.supervision(trace or shared_trace(cmd[0])), as_user)

@@ -7,7 +7,6 @@ import click
 
 from flagshim.errors import FlagshimError, say
 from flagshim.reports.text import command_line
-from flagshim.rules import BUILT_IN, Rule, When, load_rules
 from flagshim.session import Outcome
 
 COMMAND_SETTINGS = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
@@ -34,65 +33,6 @@ def trace_option(default: str) -> Callable[[Callable[..., int]], Callable[..., i
 command_argument = click.argument(
     "cmd", nargs=-1, type=click.UNPROCESSED, metavar="-- CMD [ARG]..."
 )
-
-_RULE_OPTIONS = (
-    click.option(
-        "--when",
-        type=click.Choice([when.value for when in When]),
-        help="Clear a flag only where the kernel refuses the open for it (refused, the "
-        "default), or wherever it is given (always).",
-    ),
-    click.option(
-        "--clear",
-        metavar="FLAG",
-        multiple=True,
-        help="Flag to clear; repeatable. Default: O_NOATIME.",
-    ),
-    click.option(
-        "--path",
-        "paths",
-        metavar="GLOB",
-        multiple=True,
-        help="Only for paths that match, as in '/nix/store/**'; repeatable.",
-    ),
-    click.option(
-        "--rules",
-        "rule_file",
-        metavar="FILE.toml",
-        type=click.Path(path_type=Path),
-        help="Take the rules from a file instead of the three options above.",
-    ),
-)
-
-
-def rule_options(function: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the options that `rules_from` understands."""
-    for option in reversed(_RULE_OPTIONS):
-        function = option(function)
-    return function
-
-
-def rules_from(
-    when: str | None, clear: tuple[str, ...], paths: tuple[str, ...], rule_file: Path | None
-) -> tuple[Rule, ...]:
-    """Return the rules that the options of `rule_options` ask for.
-
-    Raises:
-        FlagshimError: naming what is wrong with them.
-    """
-    if rule_file is None:
-        return (
-            Rule(
-                clear=clear or BUILT_IN.clear,
-                when=When(when) if when else BUILT_IN.when,
-                paths=paths,
-            ),
-        )
-    if when or clear or paths:
-        raise FlagshimError(
-            "--rules together with --when, --clear or --path", "write it into the rule file"
-        )
-    return load_rules(rule_file)
 
 
 def command_from(cmd: tuple[str, ...], example: str) -> tuple[str, ...]:

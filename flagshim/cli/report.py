@@ -1,7 +1,6 @@
 """flagshim report: what a trace says."""
 
 import io
-import re
 import shutil
 import signal
 import sys
@@ -13,13 +12,13 @@ from pathlib import Path
 
 import click
 
+from flagshim.durations import seconds_of
 from flagshim.errors import FlagshimError
 from flagshim.reports import csvfile, jsonfile, table
 from flagshim.reports.view import Selection, View
 from flagshim.trace.location import latest_trace, state_directory
 from flagshim.trace.reader import TraceReader
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INT64_MAX = 2**63 - 1
 """SQLite's largest integer, and the year 2262 in nanoseconds."""
@@ -33,8 +32,9 @@ def _moment(context: click.Context, option: click.Parameter, text: str | None) -
     if text is None:
         return None
     try:
-        if ago := re.fullmatch("([0-9]{1,12})([smhd])", text):
-            moment = time.time_ns() - int(ago[1]) * _UNITS[ago[2]] * 10**9
+        ago = seconds_of(text)
+        if ago is not None:
+            moment = time.time_ns() - ago * 10**9
         else:
             since_epoch = datetime.fromisoformat(text).astimezone(UTC) - _EPOCH
             moment = since_epoch // timedelta(microseconds=1) * 1000

@@ -12,12 +12,11 @@ from flagshim.cli.options import (
     COMMAND_SETTINGS,
     command_argument,
     command_from,
-    rule_options,
-    rules_from,
     sum_up,
     trace_option,
     user_option,
 )
+from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.command import find_user
 from flagshim.session import supervise
 from flagshim.trace.location import new_trace
@@ -29,15 +28,12 @@ from flagshim.trace.location import new_trace
 )
 @user_option
 @trace_option("a new file")
-@rule_options
+@supervision_options
 @command_argument
 def run(
     user: str | None,
     trace: Path | None,
-    when: str | None,
-    clear: tuple[str, ...],
-    paths: tuple[str, ...],
-    rule_file: Path | None,
+    asked: Asked,
     cmd: tuple[str, ...],
 ) -> int:
     """Run CMD supervised, wait for it and all it started, and exit as CMD exits.
@@ -50,10 +46,9 @@ def run(
     could not be executed. 127: CMD was not found.
     """
     cmd = command_from(cmd, "flagshim run -- qemu-system-x86_64 …")
-    rules = rules_from(when, clear, paths, rule_file)
     as_user = find_user(user) if user is not None else None
     file = trace or new_trace(cmd[0])
-    outcome = supervise(cmd, rules, file, as_user)
+    outcome = supervise(cmd, asked.supervision(file), as_user)
     sum_up(outcome, file)
     return _exit_as(outcome.exit_status)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from flagshim.cli.options import rule_options, rules_from
+from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.reports.text import printable
 from flagshim.wrapper import write_wrapper
 
@@ -19,17 +19,14 @@ from flagshim.wrapper import write_wrapper
 @click.option("--trace", metavar="FILE", type=click.Path(path_type=Path),
               help="Trace of all its runs. Default: PROGRAM.db in $XDG_STATE_HOME/flagshim of "
               "whoever runs it.")  # fmt: skip
-@rule_options
+@supervision_options
 @click.argument("program")
 def wrap(
     program: str,
     file: Path,
     force: bool,
     trace: Path | None,
-    when: str | None,
-    clear: tuple[str, ...],
-    paths: tuple[str, ...],
-    rule_file: Path | None,
+    asked: Asked,
 ) -> int:
     """Write an executable FILE that stands for PROGRAM: it runs it through `flagshim exec`.
 
@@ -37,18 +34,9 @@ def wrap(
     wants to know where QEMU is: libvirt's <emulator>, a systemd unit, a test driver. The trace
     has to be writable by whoever runs it.
     """
-    rules_from(when, clear, paths, rule_file)  # say now what would be wrong at every run
-    options: list[str] = []
-    for name, value in (
-        ("-o", trace and trace.absolute()),
-        ("--when", when),
-        ("--rules", rule_file and rule_file.absolute()),
-    ):
-        if value:
-            options += [name, str(value)]
-    for name, values in (("--clear", clear), ("--path", paths)):
-        for each in values:
-            options += [name, each]
+    asked.supervision(Path())  # say now what would be wrong at every run
+    options = ["-o", str(trace.absolute())] if trace else []
+    options += asked.words()
     target = write_wrapper(program, file, options, force)
     click.echo(f"{printable(str(file))} stands for {printable(str(target))}")
     return 0

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 from flagshim.reports import flags
+from flagshim.reports.notes import SessionNotes
 from flagshim.reports.text import utc
 from flagshim.reports.view import Selection, View
 from flagshim.trace.events import OpenEvent
 from flagshim.trace.reader import TraceReader
-from flagshim.trace.records import NO_EVENTS, NamedTally, Session, Tally, TracedEvent
+from flagshim.trace.records import NamedTally, Session, Tally, TracedEvent
 
 _Cell = str | int | None
 
 _SESSION = (
     "session", "started", "ended", "flagshim", "engine", "host", "kernel", "machine", "uid", "cwd",
     "command", "exit_status", "seen", "lost", "cleared", "still_refused", "kept", "failed",
-    "blind_spots",
+    "dropped", "blind_spots", "troubles",
 )  # fmt: skip
 _EVENT = (
     "session", "time", *OpenEvent._fields, "flag_names_before", "flag_names_after", "flags_cleared",
@@ -60,12 +61,13 @@ def name(value: str | bytes | None) -> str | None:
 def _sessions(
     reader: TraceReader, since: int | None, limit: int | None
 ) -> Iterator[tuple[_Cell, ...]]:
-    tallies, blind_spots = reader.by_session(), reader.blind_spots()
+    notes = SessionNotes(reader)
     for session in reader.sessions(since, limit):
-        tally = tallies.get(session.id, NO_EVENTS)
-        unseen = sum(spot.count for spot in blind_spots.get(session.id, []))
+        tally = notes.tally(session)
         sums = (tally.cleared, tally.still_refused, tally.kept, tally.failed)
-        yield (*_session(session), *sums, unseen)
+        unseen = sum(spot.count for spot in notes.blind_spots(session))
+        troubles = len(notes.troubles(session))
+        yield (*_session(session), *sums, notes.dropped(session), unseen, troubles)
 
 
 def _session(session: Session) -> tuple[_Cell, ...]:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from flagshim.reports import flags
+from flagshim.reports.notes import SessionNotes
 from flagshim.reports.text import utc
 from flagshim.reports.view import TOP, Selection, View
 from flagshim.trace.reader import TraceReader
-from flagshim.trace.records import NO_EVENTS, NamedTally, Session, TracedEvent
+from flagshim.trace.records import NamedTally, Session, TracedEvent
 
 VERSION = 1
 """Raised when a member changes its meaning or goes; new members may come at any time."""
@@ -67,18 +68,23 @@ def _members(reader: TraceReader, selection: Selection) -> Iterator[tuple[str, I
 
 
 def _sessions(reader: TraceReader, since: int | None, limit: int | None) -> Iterator[_Object]:
-    tallies, blind_spots = reader.by_session(), reader.blind_spots()
+    notes = SessionNotes(reader)
     for session in reader.sessions(since, limit):
-        tally = tallies.get(session.id, NO_EVENTS)
+        tally = notes.tally(session)
         yield {
             **_session(session),
             "cleared": tally.cleared,
             "still_refused": tally.still_refused,
             "kept": tally.kept,
             "failed": tally.failed,
+            "dropped": notes.dropped(session),
             "blind_spots": [
                 {"kind": spot.kind, "program": name(spot.program), "count": spot.count}
-                for spot in blind_spots.get(session.id, [])
+                for spot in notes.blind_spots(session)
+            ],
+            "troubles": [
+                {"time": utc(trouble.time_ns), "time_ns": trouble.time_ns, "text": trouble.text}
+                for trouble in notes.troubles(session)
             ],
         }
 

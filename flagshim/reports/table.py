@@ -7,6 +7,7 @@ from typing import TextIO
 from tabulate import tabulate
 
 from flagshim.reports import flags
+from flagshim.reports.notes import SessionNotes
 from flagshim.reports.text import (
     command_line,
     duration,
@@ -20,7 +21,7 @@ from flagshim.reports.text import (
 from flagshim.reports.view import TOP, Selection, View
 from flagshim.trace.events import OpenEvent
 from flagshim.trace.reader import TraceReader
-from flagshim.trace.records import NO_EVENTS, BlindSpot, NamedTally, Session, Tally, TracedEvent
+from flagshim.trace.records import NamedTally, Session, TracedEvent
 
 LIMIT = 20
 """Sessions, paths and programs shown if nobody says how many."""
@@ -57,10 +58,9 @@ def _summary(reader: TraceReader, selection: Selection, out: TextIO, width: int 
         out.write("No session.\n")
     elif len(sessions) > limit:
         out.write(f"{len(sessions) - limit} earlier sessions; --limit N shows more.\n\n")
-    tallies, blind_spots = reader.by_session(), reader.blind_spots()
+    notes = SessionNotes(reader)
     for session in sessions[-limit:]:
-        tally = tallies.get(session.id, NO_EVENTS)
-        out.write(_session(session, tally, blind_spots.get(session.id, []), width) + "\n")
+        out.write(_session(session, notes, width) + "\n")
     since = selection.since_ns
     span = "" if since is None else f" since {local_second(since)}"
     for title, key, top in (
@@ -72,20 +72,17 @@ def _summary(reader: TraceReader, selection: Selection, out: TextIO, width: int 
             out.write(f"\n{title}{span}\n{_tally_table(rows, key, width)}\n")
 
 
-def _session(
-    session: Session, tally: Tally, blind_spots: Sequence[BlindSpot], width: int | None
-) -> str:
+def _session(session: Session, notes: SessionNotes, width: int | None) -> str:
     lines = [f"Session {session.id}, {local_second(session.started_ns)}"]
     label = 10
     room = None if width is None else max(width - label, _NARROWEST)
-    for title, text in _session_lines(session, tally, blind_spots):
+    for title, text in _session_lines(session, notes):
         lines.append(f"  {title:<{label - 2}}{shorten(text, room)}")
     return "\n".join(lines)
 
 
-def _session_lines(
-    session: Session, tally: Tally, blind_spots: Sequence[BlindSpot]
-) -> Iterator[tuple[str, str]]:
+def _session_lines(session: Session, notes: SessionNotes) -> Iterator[tuple[str, str]]:
+    tally = notes.tally(session)
     yield "command", command_line(session.command)
     if session.ended_ns is None:
         yield "exit", "still running, or its supervisor was killed"
@@ -98,11 +95,18 @@ def _session_lines(
     yield "", f"{tally.still_refused} still refused after clearing, {tally.failed} failed otherwise"
     if missing := seen - session.lost - tally.opens:
         yield "", f"{missing} not in the trace{' yet' if session.ended_ns is None else ''}"
-    for number, spot in enumerate(blind_spots[:TOP]):
-        what = f"{printable(spot.kind)}: {printable(spot.program)}, {spot.count}x"
-        yield "" if number else "unseen", what
-    if len(blind_spots) > TOP:
-        yield "", f"and {len(blind_spots) - TOP} more; --format json has them all"
+    if dropped := notes.dropped(session):
+        yield "", f"{dropped} of them only as counts: more were not to be kept"
+    spots = [
+        f"{printable(spot.kind)}: {printable(spot.program)}, {spot.count}x"
+        for spot in notes.blind_spots(session)
+    ]
+    troubles = [f"{local_second(t.time_ns)} {printable(t.text)}" for t in notes.troubles(session)]
+    for title, found in (("unseen", spots), ("trouble", troubles)):
+        for number, text in enumerate(found[:TOP]):
+            yield "" if number else title, text
+        if len(found) > TOP:
+            yield "", f"and {len(found) - TOP} more; --format json has them all"
 
 
 def _events(events: Iterator[TracedEvent], out: TextIO, width: int | None) -> None:

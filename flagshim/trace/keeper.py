@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from flagshim import descriptors
-from flagshim.trace.store import BlindSpot, Session, TraceFile
+from flagshim.trace.bounds import EVERYTHING, Bound
+from flagshim.trace.store import Batch, BlindSpot, Session, TraceFile
 
 HEADER = struct.Struct("=I")
 """Length of the marshalled message that follows."""
@@ -28,6 +29,9 @@ _RETRY_SECONDS = 0.1
 _LAST_TRIES_SECONDS = 5.0
 """How long CMD's end is held back for a trace that cannot be written."""
 _HELD_MAX = 100_003
+_SLACK = 10_007
+"""Events beyond the bound of a trace before it is shortened: once for many of them."""
+_SHORTEN_SECONDS = 60.0
 _NICE = 10
 
 _IGNORED = (
@@ -36,7 +40,7 @@ _IGNORED = (
 )  # fmt: skip
 
 
-def keep(session: Session, pipe: int, reply: int, say: Say) -> NoReturn:
+def keep(session: Session, bound: Bound, pipe: int, reply: int, say: Say) -> NoReturn:
     """Be the keeper, in a process of its own, until the pipe ends."""
     status = 1
     try:
@@ -46,7 +50,7 @@ def keep(session: Session, pipe: int, reply: int, say: Say) -> NoReturn:
         # Hold nothing that was handed to CMD; stderr is for our own troubles.
         descriptors.blank(0, 1)
         descriptors.close_all_but(pipe, reply)
-        keeper = _Keeper(session, say)
+        keeper = _Keeper(session, bound, say)
         keeper.run(pipe)
         with contextlib.suppress(BrokenPipeError):  # the supervisor was killed
             os.write(reply, marshal.dumps((keeper.lost, keeper.trouble)))
@@ -58,17 +62,21 @@ def keep(session: Session, pipe: int, reply: int, say: Say) -> NoReturn:
 
 
 class _Keeper:
-    def __init__(self, session: Session, say: Say) -> None:
+    def __init__(self, session: Session, bound: Bound, say: Say) -> None:
         self.lost = 0
         self.trouble = ""
         self._say = say
         self._session = session
+        self._bound = bound
+        self._shorten_at = 0.0
         self._trace = TraceFile(session.trace)
         self._trace.let_others_read()
+        # What is not in the trace yet, as in a Batch.
         self._events: list[tuple[object, ...]] = []
         self._seen = 0
-        self._lost_before = 0
+        self._lost = 0
         self._blind_spots: list[BlindSpot] = []
+        self._troubles: list[tuple[int, str]] = []
         self._dirty = False
         self._ended = False
         self._began = True
@@ -102,11 +110,15 @@ class _Keeper:
 
     def _receive(self, message: tuple[object, ...]) -> None:
         match message:
-            case ("events", list(events), int(seen), int(lost), list(spots)):
+            case ("events", list(events), int(seen), int(lost), list(spots), list(troubles)):
                 room = max(0, _HELD_MAX - len(self._events))
-                self.lost += len(events) - len(events[:room])
+                lost += len(events) - len(events[:room])
+                self.lost += lost
                 self._events += events[:room]
-                self._seen, self._lost_before, self._blind_spots = seen, lost, spots
+                self._seen += seen
+                self._lost += lost
+                self._blind_spots += spots
+                self._troubles += troubles
                 self._dirty = True
             case ("end", int() | None as exit_status, bool(began)):
                 self._ended, self._exit_status, self._began = True, exit_status, began
@@ -114,25 +126,42 @@ class _Keeper:
     def _write(self) -> None:
         if not self._dirty:
             return
+        batch = Batch(self._events, self._seen, self._lost, self._blind_spots, self._troubles)
         try:
-            lost = self.lost + self._lost_before
-            self._trace.append(self._session.id, self._events, self._seen, lost, self._blind_spots)
+            self._trace.append(self._session.id, batch)
         except sqlite3.Error as error:
             if not self.trouble:
                 self.trouble = str(error)
+                text = f"trace {self._trace.path}: {error}; CMD goes on, events are held back"
+                self._troubles.append((time.time_ns(), text))
                 with contextlib.suppress(OSError):
-                    path = self._trace.path
-                    self._say(f"trace {path}: {error}; CMD goes on, events are held back")
+                    self._say(text)
             return
-        self.trouble = self.trouble if lost else ""
+        self.trouble = self.trouble if self.lost else ""
         self._events.clear()
+        self._blind_spots.clear()
+        self._troubles.clear()
+        self._seen = self._lost = 0
         self._dirty = False
+        self._shorten(_SLACK)
+
+    def _shorten(self, slack: int) -> None:
+        """Drop what is not to be kept. A trace that is locked just now can wait for it."""
+        if self._bound == EVERYTHING:
+            return
+        if self._bound.seconds is not None and slack:
+            if time.monotonic() < self._shorten_at:
+                return
+            self._shorten_at = time.monotonic() + _SHORTEN_SECONDS
+        with contextlib.suppress(sqlite3.Error):
+            self._trace.shorten(self._bound, slack)
 
     def _finish(self) -> None:
         deadline = time.monotonic() + _LAST_TRIES_SECONDS
         while True:
             self._write()
             if not self._dirty:
+                self._shorten(0)
                 with contextlib.suppress(sqlite3.Error):
                     self._end_session()
                     break
@@ -140,7 +169,6 @@ class _Keeper:
                 self.lost += len(self._events)
                 break
             time.sleep(_RETRY_SECONDS)
-        self.lost += self._lost_before
         self._trace.leave_one_file()
         self._trace.close()
 

@@ -1,5 +1,6 @@
 """Reading a trace: its sessions, its events, and sums over them made by SQLite."""
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -12,20 +13,11 @@ from urllib.parse import quote
 from flagshim.errors import FlagshimError
 from flagshim.trace import schema
 from flagshim.trace.events import OpenEvent
-from flagshim.trace.records import BlindSpot, NamedTally, Session, Tally, TracedEvent
+from flagshim.trace.records import BlindSpot, NamedTally, Session, Tally, TracedEvent, Trouble
 
-_STILL_REFUSED = (
-    "(decision = 'cleared' AND errno IS NOT NULL AND errno IN ('EPERM', 'EACCES', 'EINVAL'))"
-)
-_TALLY = f"""
-    count(*) AS opens,
-    sum(decision = 'cleared'),
-    sum{_STILL_REFUSED},
-    sum(decision = 'kept'),
-    sum(errno IS NOT NULL AND NOT {_STILL_REFUSED}),
-    min(time_ns),
-    max(time_ns)"""
+_TALLY = ", ".join(Tally._fields)
 _SINCE = "(?1 IS NULL OR time_ns >= ?1)"
+_DROPPED_SINCE = "(?1 IS NULL OR first_ns >= ?1)"
 _EVENT_COLUMNS = ", ".join(("event.id", "session_id", *OpenEvent._fields))
 
 _INT, _INT_OR_NONE = (int,), (int, NoneType)
@@ -139,9 +131,9 @@ class TraceReader:
             yield TracedEvent(row[1], machine, OpenEvent(*row[2:]))
 
     def by_session(self) -> dict[int, Tally]:
-        """All events, counted by session ID; sessions without events are not there."""
-        query = f"SELECT session_id, {_TALLY} FROM event GROUP BY session_id"
-        return {row[0]: Tally(*row[1:]) for row in self._rows(query, (_INT, *_TALLY_KINDS))}
+        """All events, dropped ones too, counted by session ID; where there are any."""
+        query = _counted("session_id", "session_id")
+        return {row[0]: Tally(*row[1:]) for row in self._rows(query, (_INT, *_TALLY_KINDS), None)}
 
     def by_path(
         self, since_ns: int | None = None, limit: int | None = None
@@ -154,18 +146,34 @@ class TraceReader:
             since_ns: leave out what was seen before, in nanoseconds since the epoch.
             limit: at most so many files; None: all.
         """
-        return self._by("coalesce(resolved, path)", since_ns, limit)
+        return self._by("coalesce(resolved, path)", "nullif(path, x'')", since_ns, limit)
 
     def by_program(
         self, since_ns: int | None = None, limit: int | None = None
     ) -> Iterator[NamedTally]:
         """Events counted by program, the most frequent first; arguments as for `by_path`."""
-        return self._by("program", since_ns, limit)
+        return self._by("program", "program", since_ns, limit)
 
-    def _by(self, name: str, since_ns: int | None, limit: int | None) -> Iterator[NamedTally]:
-        query = f"""
-            SELECT {name} AS name, {_TALLY} FROM event WHERE {_SINCE}
-            GROUP BY name ORDER BY opens DESC, name LIMIT ?2"""
+    def dropped(self) -> dict[int, int]:
+        """How many events are there only as counts, because they were not to be kept, by session.
+
+        They are in all sums; of those with a time to begin at, if none of them was before it.
+        """
+        query = "SELECT session_id, sum(opens) FROM dropped GROUP BY session_id"
+        return dict(self._rows(query, (_INT, _INT)))
+
+    def troubles(self) -> dict[int, list[Trouble]]:
+        """What flagshim had to complain of, by session ID, in the order of time."""
+        query = "SELECT session_id, time_ns, text FROM trouble ORDER BY time_ns, rowid"
+        found: dict[int, list[Trouble]] = {}
+        for session_id, *trouble in self._rows(query, (_INT, _INT, _TEXT)):
+            found.setdefault(session_id, []).append(Trouble(*trouble))
+        return found
+
+    def _by(
+        self, name: str, dropped_name: str, since_ns: int | None, limit: int | None
+    ) -> Iterator[NamedTally]:
+        query = f"{_counted(name, dropped_name)} ORDER BY opens DESC, name LIMIT ?2"
         kinds = (_NAME_OR_NONE, *_TALLY_KINDS)
         for row in self._rows(query, kinds, since_ns, _limit(limit)):
             yield NamedTally(row[0], Tally(*row[1:]))
@@ -176,12 +184,11 @@ class TraceReader:
         Without a transaction each query would see another state of a running session,
         and its sums would not agree.
         """
-        try:
+        with self._explained():
+            self._connection.execute("PRAGMA temp_store = MEMORY")
             self._connection.execute("BEGIN")
             (application,) = self._connection.execute("PRAGMA application_id").fetchone()
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise self._refusal(error) from error
         if application != schema.APPLICATION_ID:
             what = "an SQLite database, but no trace" if self._status.st_size else "empty"
             raise FlagshimError(f"{self.path}: {what}", _NAME_A_TRACE)
@@ -191,9 +198,18 @@ class TraceReader:
                 f"(layout {version}, this one reads up to {schema.VERSION})",
                 "upgrade flagshim",
             )
+        with self._explained():
+            self._stand_in_for_missing_tables()
+
+    def _stand_in_for_missing_tables(self) -> None:
+        """Have all tables, empty and in memory where the trace is older than they are."""
+        found = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
+        for table, statement in schema.TABLES.items():
+            if table in schema.ADDED_LATER and table not in found:
+                self._connection.execute(statement.replace("TABLE", "TEMP TABLE", 1))
 
     def _rows(self, query: str, kinds: _Kinds, *arguments: int | None) -> Iterator[tuple[Any, ...]]:
-        try:
+        with self._explained():
             for row in self._connection.execute(query, arguments):
                 # A damaged record can still be one for SQLite, which does not mind what
                 # type a column holds.
@@ -201,9 +217,17 @@ class TraceReader:
                     if type(value) not in kind:
                         raise self._damaged("a column holds a value of the wrong type")
                 yield row
+        self._check_unchanged()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say what an error of SQLite's means for a trace."""
+        try:
+            yield
         except sqlite3.DatabaseError as error:
             raise self._refusal(error) from error
-        self._check_unchanged()
+        except UnicodeDecodeError as error:  # an error message of SQLite's quoted the damage
+            raise self._damaged("a name in it is not UTF-8") from error
 
     def _session(self, row: tuple[Any, ...]) -> Session:
         values = dict(zip(Session.__dataclass_fields__, row, strict=True))
@@ -253,6 +277,16 @@ class TraceReader:
                     "to a folder you can write to, and read the copy",
                 )
         return FlagshimError(f"{self.path}: {error}")
+
+
+def _counted(name: str, dropped_name: str) -> str:
+    """Return the query for sums over events by a name; ?1 is when to begin, or NULL."""
+    return f"""
+        SELECT name, {schema.TALLY_OF_DROPPED} FROM (
+            SELECT {name} AS name, {schema.TALLY} FROM event WHERE {_SINCE} GROUP BY 1
+            UNION ALL
+            SELECT {dropped_name}, {_TALLY} FROM dropped WHERE {_DROPPED_SINCE}
+        ) GROUP BY name"""
 
 
 def _regular_file(path: str) -> os.stat_result:

@@ -44,6 +44,14 @@ class BlindSpot:
     count: int
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """Something that flagshim had to complain of."""
+
+    time_ns: int
+    text: str
+
+
 class TracedEvent(NamedTuple):
     """An event, the session it belongs to, and the architecture its open flags are of."""
 

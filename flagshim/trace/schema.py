@@ -7,7 +7,7 @@ VERSION = 1
 """`PRAGMA user_version`. A reader refuses a higher one; a change of layout raises it."""
 
 DDL = """
-CREATE TABLE session (
+CREATE TABLE IF NOT EXISTS session (
     id          INTEGER PRIMARY KEY,
     started_ns  INTEGER NOT NULL,  -- nanoseconds since the epoch
     ended_ns    INTEGER,           -- NULL while it runs, or if its supervisor was killed
@@ -24,7 +24,7 @@ CREATE TABLE session (
     seen        INTEGER NOT NULL DEFAULT 0,  -- calls looked at, whether stored or lost
     lost        INTEGER NOT NULL DEFAULT 0   -- of these, how many are not in `event`
 );
-CREATE TABLE event (
+CREATE TABLE IF NOT EXISTS event (
     id           INTEGER PRIMARY KEY,
     session_id   INTEGER NOT NULL REFERENCES session(id),
     time_ns      INTEGER NOT NULL,
@@ -47,13 +47,68 @@ CREATE TABLE event (
     errno        TEXT,
     tries        INTEGER NOT NULL
 );
-CREATE TABLE blind_spot (          -- what may have opened files unseen
+CREATE TABLE IF NOT EXISTS blind_spot (          -- what may have opened files unseen
     session_id   INTEGER NOT NULL REFERENCES session(id),
     kind         TEXT NOT NULL,
     program      NOT NULL,
     count        INTEGER NOT NULL,
     PRIMARY KEY (session_id, kind, program)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dropped (             -- what became of events that were not to be kept
+    session_id    INTEGER NOT NULL REFERENCES session(id),
+    program       NOT NULL,
+    path          NOT NULL,        -- `resolved`, else `path`; an empty BLOB for neither
+    opens         INTEGER NOT NULL,
+    cleared       INTEGER NOT NULL,
+    still_refused INTEGER NOT NULL,
+    kept          INTEGER NOT NULL,
+    failed        INTEGER NOT NULL,
+    first_ns      INTEGER NOT NULL,
+    last_ns       INTEGER NOT NULL,
+    PRIMARY KEY (session_id, program, path)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS trouble (             -- what flagshim has to complain of
+    session_id   INTEGER NOT NULL REFERENCES session(id),
+    time_ns      INTEGER NOT NULL,
+    text         TEXT NOT NULL
+);
 """
 
+TABLES = {statement.split("(")[0].split()[-1]: statement for statement in DDL.split(";\n")[:-1]}
+"""The statements, by the table they make."""
+ADDED_LATER = frozenset({"dropped", "trouble"})
+"""Tables that a trace of this version may lack."""
+
 INSERT_EVENT = f"INSERT INTO event VALUES (NULL, {', '.join('?' * 20)})"
+
+_STILL_REFUSED = (
+    "(decision = 'cleared' AND errno IS NOT NULL AND errno IN ('EPERM', 'EACCES', 'EINVAL'))"
+)
+TALLY = f"""
+    count(*) AS opens,
+    sum(decision = 'cleared') AS cleared,
+    sum{_STILL_REFUSED} AS still_refused,
+    sum(decision = 'kept') AS kept,
+    sum(errno IS NOT NULL AND NOT {_STILL_REFUSED}) AS failed,
+    min(time_ns) AS first_ns,
+    max(time_ns) AS last_ns"""
+"""Columns that count rows of `event`, as those of `dropped` do."""
+
+TALLY_OF_DROPPED = """
+    sum(opens) AS opens, sum(cleared) AS cleared, sum(still_refused) AS still_refused,
+    sum(kept) AS kept, sum(failed) AS failed, min(first_ns) AS first_ns, max(last_ns) AS last_ns"""
+"""The same columns over such counts."""
+
+DROP_EVENTS = (
+    f"""
+INSERT INTO dropped
+SELECT session_id, program, coalesce(resolved, path, x''), {TALLY}
+FROM event WHERE id < ?1 GROUP BY 1, 2, 3
+ON CONFLICT DO UPDATE SET
+    opens = opens + excluded.opens, cleared = cleared + excluded.cleared,
+    still_refused = still_refused + excluded.still_refused, kept = kept + excluded.kept,
+    failed = failed + excluded.failed, first_ns = min(first_ns, excluded.first_ns),
+    last_ns = max(last_ns, excluded.last_ns)""",
+    "DELETE FROM event WHERE id < ?1",
+)
+"""Statements that turn the events below an id into counts."""

@@ -4,17 +4,29 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from flagshim.errors import FlagshimError
 from flagshim.trace import schema
+from flagshim.trace.bounds import Bound
 
 _BUSY_SECONDS = 2.0
 
 BlindSpot = tuple[str, str | bytes, int]
-"""(kind, program, count so far)."""
+"""(kind, program, how often since the last time)."""
+
+
+class Batch(NamedTuple):
+    """What is added to a session at once: rows, and how much its counts grow."""
+
+    events: Sequence[tuple[object, ...]] = ()
+    seen: int = 0
+    lost: int = 0
+    blind_spots: Sequence[BlindSpot] = ()
+    troubles: Sequence[tuple[int, str]] = ()
+    """(nanoseconds since the epoch, one line)."""
 
 
 class TraceFile:
@@ -34,15 +46,11 @@ class TraceFile:
             FlagshimError: it is something else, or of another version of flagshim.
         """
         hint = "choose another file with -o"
-        db = self._db
-        db.execute("BEGIN IMMEDIATE")  # two may be about to make it
-        try:
+        with self._transaction() as db:  # two may be about to make it
             application_id = self._pragma("application_id")
             version = self._pragma("user_version")
             tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if not tables and not application_id:
-                for statement in schema.DDL.split(";\n"):
-                    db.execute(statement)
                 db.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version = {schema.VERSION}")
             elif application_id != schema.APPLICATION_ID:
@@ -51,11 +59,8 @@ class TraceFile:
                 what = "a newer" if version > schema.VERSION else "an older"
                 cause = f"a trace of {what} flagshim (schema {version})"
                 raise FlagshimError(f"{self.path}: {cause}", hint)
-            db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-            raise
+            for statement in schema.TABLES.values():  # an older trace may lack the last ones
+                db.execute(statement)
 
     def let_others_read(self) -> None:
         """Keep readers from waiting for the writer, and it for them, until `leave_one_file`.
@@ -88,36 +93,74 @@ class TraceFile:
         """Take a session back that never began, and the file if it was made for it."""
         db = self._db
         db.execute("BEGIN EXCLUSIVE")
-        db.execute("DELETE FROM session WHERE id = ?", (session.id,))
+        for table, column in (("session", "id"), ("trouble", "session_id")):
+            db.execute(f"DELETE FROM {table} WHERE {column} = ?", (session.id,))
         if session.made_file and not db.execute("SELECT count(*) FROM session").fetchone()[0]:
             self.path.unlink(missing_ok=True)
         db.execute("COMMIT")
 
-    def count_events(self, session_id: int) -> int:
-        """Return how many events of a session are stored."""
-        query = "SELECT count(*) FROM event WHERE session_id = ?"
-        return int(self._db.execute(query, (session_id,)).fetchone()[0])
+    def counts(self, session_id: int) -> tuple[int, int]:
+        """Return how many calls of a session are accounted for, and how many of them are lost."""
+        query = "SELECT seen, lost FROM session WHERE id = ?"
+        seen, lost = self._db.execute(query, (session_id,)).fetchone()
+        return int(seen), int(lost)
 
-    def append(
-        self,
-        session_id: int,
-        events: Iterable[tuple[object, ...]],
-        seen: int,
-        lost: int,
-        blind_spots: Iterable[BlindSpot],
-    ) -> None:
-        """Write events and the session's counts so far, all or nothing."""
+    def append(self, session_id: int, batch: Batch) -> None:
+        """Add to a session, all or nothing.
+
+        Counts grow by what is said here: a session may have more than one writer in its
+        life, each of which knows of its own events only.
+        """
+        with self._transaction() as db:
+            db.executemany(schema.INSERT_EVENT, ((session_id, *event) for event in batch.events))
+            db.execute(
+                "UPDATE session SET seen = seen + ?, lost = lost + ? WHERE id = ?",
+                (batch.seen, batch.lost, session_id),
+            )
+            db.executemany(
+                "INSERT INTO blind_spot VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET count = count + excluded.count",
+                ((session_id, *spot) for spot in batch.blind_spots),
+            )
+            db.executemany(
+                "INSERT INTO trouble VALUES (?, ?, ?)",
+                ((session_id, *trouble) for trouble in batch.troubles),
+            )
+
+    def shorten(self, bound: Bound, slack: int = 0) -> None:
+        """Turn the oldest events of the trace into counts by path, as far as `bound` asks.
+
+        Events are written in the order of their IDs and only the oldest ever go, so IDs tell
+        how many there are.
+
+        Args:
+            bound: what is to stay.
+            slack: how many events there may be beyond it, for doing this seldom.
+        """
+        db = self._db
+        first, last = db.execute("SELECT min(id), max(id) FROM event").fetchone()
+        if first is None:
+            return
+        keep_from = first
+        if bound.events is not None and last - first + 1 > bound.events + slack:
+            keep_from = last - bound.events + 1
+        if bound.seconds is not None:
+            oldest = time.time_ns() - bound.seconds * 10**9
+            found = db.execute(
+                "SELECT id FROM event WHERE time_ns >= ? ORDER BY id LIMIT 1", (oldest,)
+            ).fetchone()
+            keep_from = max(keep_from, found[0] if found else last + 1)
+        if keep_from > first:
+            with self._transaction():
+                for statement in schema.DROP_EVENTS:
+                    db.execute(statement, (keep_from,))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
-            db.executemany(schema.INSERT_EVENT, ((session_id, *event) for event in events))
-            db.execute(
-                "UPDATE session SET seen = ?, lost = ? WHERE id = ?", (seen, lost, session_id)
-            )
-            db.executemany(
-                "INSERT OR REPLACE INTO blind_spot VALUES (?, ?, ?, ?)",
-                ((session_id, *spot) for spot in blind_spots),
-            )
+            yield db
             db.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):

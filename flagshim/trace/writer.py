@@ -9,9 +9,10 @@ import sqlite3
 import time
 from collections import Counter
 
+from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.events import Decision, OpenEvent
 from flagshim.trace.keeper import HEADER, Say, keep
-from flagshim.trace.store import Session, TraceFile
+from flagshim.trace.store import Batch, Session, TraceFile
 
 _FLUSH_NS = 50_000_000
 """How long an event is held at most while the supervisor is busy."""
@@ -28,12 +29,13 @@ class TraceWriter:
     even if the supervisor is killed. Implements what an engine wants of a sink.
     """
 
-    def __init__(self, session: Session, say: Say) -> None:
+    def __init__(self, session: Session, say: Say, bound: Bound = EVERYTHING) -> None:
         """Start the keeper.
 
         Args:
-            session: what events belong to.
+            session: what events belong to; it may have had another writer before.
             say: called in the keeper when it cannot write.
+            bound: how much of the trace is kept.
         """
         self._session = session
         self.seen = 0
@@ -43,8 +45,10 @@ class TraceWriter:
         """Cleared, and failed all the same."""
         self.trouble = ""
         """What kept events from the trace, once `close` has returned."""
+        self._told_seen = 0
+        self._told_lost = 0
         self._blind_spots: Counter[tuple[str, str | bytes]] = Counter()
-        self._new_blind_spots = False
+        self._troubles: list[tuple[int, str]] = []
         self._events: list[tuple[object, ...]] = []
         self._held_since = 0
         self._outbox = b""
@@ -57,7 +61,7 @@ class TraceWriter:
         gc.freeze()  # so that the keeper's collector does not copy the pages it shares with us
         self._pid = os.fork()
         if self._pid == 0:
-            keep(session, read_end, reply_end, say)
+            keep(session, bound, read_end, reply_end, say)
         os.close(read_end)
         os.close(reply_end)
         os.set_blocking(self._pipe, False)
@@ -81,7 +85,10 @@ class TraceWriter:
     def blind_spot(self, kind: str, program: str | bytes) -> None:
         """Count something that may have opened files unseen."""
         self._blind_spots[kind, program] += 1
-        self._new_blind_spots = True
+
+    def complain(self, text: str) -> None:
+        """Note, in the trace, something that people should know of this session."""
+        self._troubles.append((time.time_ns(), text))
 
     def flush_if_due(self) -> None:
         """Hand on what has been held for long enough."""
@@ -93,13 +100,16 @@ class TraceWriter:
     def flush(self) -> bool:
         """Hand on what is held, as far as the pipe takes it; False if some is left."""
         while self._send():
-            if not self._events and not self._new_blind_spots:
+            if not (self._events or self._blind_spots or self._troubles):
                 return True
             batch = self._events[:_FLUSH_EVENTS]
             del self._events[:_FLUSH_EVENTS]
             spots = [(kind, name, n) for (kind, name), n in self._blind_spots.items()]
-            self._new_blind_spots = False
-            self._post(("events", batch, self.seen, self.lost, spots))
+            seen, lost = self.seen - self._told_seen, self.lost - self._told_lost
+            self._told_seen, self._told_lost = self.seen, self.lost
+            self._post(("events", batch, seen, lost, spots, self._troubles))
+            self._blind_spots.clear()
+            self._troubles = []
         return False
 
     # --- the end ------------------------------------------------------------------------
@@ -127,11 +137,14 @@ class TraceWriter:
 
     def _mend(self, exit_status: int | None) -> None:
         """Say in the trace what its keeper, killed, could not."""
-        self.lost, self.trouble = self.seen, "the process that writes it was killed"
+        self.trouble = "the process that writes it was killed"
         with contextlib.suppress(sqlite3.Error):
             trace = TraceFile(self._session.trace)
-            self.lost -= trace.count_events(self._session.id)
-            trace.append(self._session.id, (), self.seen, self.lost, ())
+            told, lost = trace.counts(self._session.id)
+            missing = max(0, self.seen - told)
+            self.lost = lost + missing
+            now = time.time_ns()
+            trace.append(self._session.id, Batch((), missing, missing, (), [(now, self.trouble)]))
             trace.end_session(self._session.id, exit_status)
             trace.leave_one_file()
             trace.close()

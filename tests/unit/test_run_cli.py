@@ -20,6 +20,7 @@ BAD = [
     (["--path", "relative", "--", "true"], "never matches", 125),
     (["--rules", "/no/such.toml", "--", "true"], "/no/such.toml: No such file", 125),
     (["--rules", "/x", "--when", "always", "--", "true"], "--rules together with", 125),
+    (["--keep", "30w", "--", "true"], "--keep 30w: neither a number", 125),
     (["-u", "no-such-user", "--", "true"], "no such user", 125),
     (["-u", "99999999999", "--", "true"], "no such user", 125),
     (["-o", "/no/such/folder/t.db", "--", "true"], "/no/such/folder/t.db", 125),
