@@ -77,7 +77,7 @@ def test_never_far_beyond_while_it_is_written(tmp_path: Path) -> None:
     trace.close()
     assert 503 + 1009 - 251 < max(counts) <= 503 + 1009
     assert min(counts[7:]) >= 503
-    assert sizes[-1] == sizes[53], "the space is used again"
+    assert sizes[-1] < 2 * sizes[7], "the space is used again"
 
 
 def test_by_age(tmp_path: Path) -> None:
