@@ -264,8 +264,9 @@ _syscall = _function(
     "syscall", ctypes.c_long, ctypes.c_long, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_long
 )
 _statx = _function(
-    "statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p
-)
+    "statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p,
+    restype=ctypes.c_int,
+)  # fmt: skip
 _how = _OpenHow(0, 0, _RESOLVE_CACHED)
 _how_at = ctypes.addressof(_how)
 _statx_buffer = ctypes.create_string_buffer(256)
