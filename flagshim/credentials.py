@@ -10,6 +10,8 @@ owner is mapped in.
 import os
 from typing import NamedTuple
 
+from flagshim.tracee import root_of
+
 CAP_FOWNER = 3
 
 
@@ -22,6 +24,8 @@ class Credentials(NamedTuple):
     """None where it could not be looked up."""
     cap_fowner: bool
     """Whether CAP_FOWNER is effective, in whatever user namespace the thread is in."""
+    root: bytes
+    """Root directory as /proc shows it: "/" too in another mount namespace, or where hidden."""
     shares_view: bool
     """Whether an absolute path means to the thread what it means to the supervisor."""
 
@@ -50,11 +54,13 @@ def read_credentials(tid: int, mount_namespace: str) -> Credentials:
     finally:
         os.close(fd)
     uids = _field(status, b"\nUid:").split()
+    root = root_of(tid)
     return Credentials(
         pid=int(_field(status, b"\nTgid:")),
         fsuid=int(uids[3]),
         cap_fowner=bool(int(_field(status, b"\nCapEff:"), 16) >> CAP_FOWNER & 1),
-        shares_view=_shares_view(tid, mount_namespace),
+        root=root,
+        shares_view=root == b"/" and _same_mounts(tid, mount_namespace),
     )
 
 
@@ -63,11 +69,9 @@ def mount_namespace_of(tid: int | str) -> str:
     return os.readlink(f"/proc/{tid}/ns/mnt")
 
 
-def _shares_view(tid: int, mount_namespace: str) -> bool:
+def _same_mounts(tid: int, mount_namespace: str) -> bool:
     try:
-        return (
-            mount_namespace_of(tid) == mount_namespace and os.readlink(f"/proc/{tid}/root") == "/"
-        )
+        return mount_namespace_of(tid) == mount_namespace
     except OSError:  # a thread we may trace, but not look into (non-dumpable)
         return False
 

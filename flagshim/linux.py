@@ -274,15 +274,20 @@ _statx_buffer_at = ctypes.addressof(_statx_buffer)
 _statx_uid = struct.Struct("=I").unpack_from  # stx_uid is at byte 20, linux/stat.h
 
 
-def owner_if_cached(path: bytes, follow: bool) -> int | None:
+def owner_if_cached(directory: int, path: bytes, follow: bool) -> int | None:
     """Return the owner (uid) of `path` if the kernel has it in memory, else None.
+
+    Args:
+        directory: where a relative path starts, or AT_FDCWD.
+        path: of the file.
+        follow: whether the last component may be a symbolic link.
 
     RESOLVE_CACHED (Linux 5.12, openat2(2)) fails where the lookup would have to ask a
     filesystem. That matters: a FUSE server may be one of the processes that are
     waiting for us, and then the answer would never come.
     """
     _how.flags = _O_PATH | _O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-    fd = _syscall(_NR_OPENAT2, AT_FDCWD, path, _how_at, ctypes.sizeof(_OpenHow))
+    fd = _syscall(_NR_OPENAT2, directory, path, _how_at, ctypes.sizeof(_OpenHow))
     if fd < 0:
         return None
     flags = _AT_STATX_DONT_SYNC | _AT_EMPTY_PATH

@@ -7,7 +7,7 @@ bytes, because a tracee chooses them.
 
 import os
 
-from flagshim.linux import AT_FDCWD, owner, read_memory, write_memory
+from flagshim.linux import AT_FDCWD, owner, owner_if_cached, read_memory, write_memory
 
 PATH_MAX = 4096
 _FIRST_READ = 256  # almost every path is shorter, and one call reads it
@@ -128,17 +128,53 @@ def fd_flags(tid: int, fd: int) -> int | None:
     return None if start < 0 else int(text[start + 7 : text.index(b"\n", start + 7)], 8)
 
 
-def absolute_path(tid: int, dirfd: int, path: bytes) -> bytes:
+def absolute_path(tid: int, dirfd: int, path: bytes, root: bytes) -> bytes:
     """Join a path argument to the directory it starts from, as readlink(2) of /proc tells it.
 
     Nothing is looked up: symbolic links and ".." stay. Where the directory is hidden the
     path stays relative.
+
+    Args:
+        tid: the thread that uses the path.
+        dirfd: where a relative path starts, or AT_FDCWD.
+        path: as the thread gave it.
+        root: the thread's root directory, where absolute paths start.
     """
     if path.startswith(b"/"):
-        return path
+        return path if root == b"/" else root + path
     try:
-        link = b"/proc/%d/cwd" % tid if dirfd == AT_FDCWD else b"/proc/%d/fd/%d" % (tid, dirfd)
-        base = os.readlink(link)
+        base = os.readlink(_directory(tid, dirfd))
     except OSError:
         return path
     return base.rstrip(b"/") + b"/" + path if path else base
+
+
+def owner_foreseen(tid: int, dirfd: int, path: bytes, follow: bool) -> int | None:
+    """Return the owner of the file that a path argument names, if no filesystem has to be asked.
+
+    A relative path starts from the directory itself, which need not be where its name says:
+    it may be in a mount that is not ours, or in none (open_tree(2)). Only for a thread that
+    shares our view of "/".
+    """
+    if path.startswith(b"/"):
+        return owner_if_cached(AT_FDCWD, path, follow)
+    try:
+        directory = os.open(_directory(tid, dirfd), os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return owner_if_cached(directory, path, follow)
+    finally:
+        os.close(directory)
+
+
+def root_of(tid: int) -> bytes:
+    """Return a thread's root directory, "/" where it is hidden."""
+    try:
+        return os.readlink(b"/proc/%d/root" % tid)
+    except OSError:
+        return b"/"
+
+
+def _directory(tid: int, dirfd: int) -> bytes:
+    return b"/proc/%d/cwd" % tid if dirfd == AT_FDCWD else b"/proc/%d/fd/%d" % (tid, dirfd)

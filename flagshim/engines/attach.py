@@ -35,6 +35,7 @@ from flagshim.linux import (
 )
 from flagshim.rules import Rule
 from flagshim.seccomp import native_numbers, numbered_calls
+from flagshim.syscalls import X32_BIT
 
 _RESTARTED = (
     "epoll_wait", "epoll_pwait", "epoll_pwait2", "semop", "semtimedop", "rt_sigtimedwait",
@@ -183,7 +184,7 @@ class AttachEngine(Tracer):
             return
         info = ptrace_entry_info(thread.tid)
         if info[0] == SYSCALL_ENTRY:
-            kind = self._calls.get((info[1], info[4]))
+            kind = self._calls.get((info[1], info[4] & ~X32_BIT))
             if kind is not None:
                 self.handler.entered_call(thread, kind, info)
         self.resume(thread.tid)

@@ -15,7 +15,6 @@ from flagshim.engines.threads import OpenCall, Process, Thread
 from flagshim.linux import (
     AT_FDCWD,
     SyscallEntry,
-    owner_if_cached,
     ptrace_entry_info,
     ptrace_exit_info,
     ptrace_poke_user,
@@ -164,6 +163,7 @@ class OpenHandler:
         arguments = ARGUMENTS[kind]
         values = info[5:11]
         resolve = 0
+        on_already: int | None = 0
         if kind is Kind.OPENAT2:
             how = self._read_open_how(thread, values)
             if how is None:
@@ -179,7 +179,8 @@ class OpenHandler:
                 return None
             # fs/fcntl.c checks a flag only when it goes from off to on; clearing one that is
             # on would take it off the description for everybody who shares it.
-            wanted &= ~(tracee.fd_flags(tid, _signed(values[0])) or 0)
+            on_already = tracee.fd_flags(tid, _signed(values[0]))
+            wanted &= ~(on_already or 0)
         if not wanted:
             return None
 
@@ -187,7 +188,7 @@ class OpenHandler:
         if arguments.path is not None:
             path = tracee.read_path(tid, values[arguments.path])
             if path is not None:
-                full = tracee.absolute_path(tid, _dirfd(kind, values), path)
+                full = self._absolute_path(thread, kind, values, path)
         elif kind is Kind.SETFL:
             full = tracee.fd_path(tid, _signed(values[0]))
         verdict = process.verdicts.get(wanted)
@@ -199,13 +200,12 @@ class OpenHandler:
 
         call = OpenCall(
             info[2:11], kind, abi, arguments, values, time_ns, flags, path, verdict,
-            clear=verdict.clear,
+            clear=0 if on_already is None else verdict.clear,
         )  # fmt: skip
-        if verdict.rule:
+        if call.clear and verdict.rule:
             call.rules.append(verdict.rule)
-        self._predict(
-            thread, call, full if path != b"" and not resolve & _RESOLVE_IN_ROOT else None
-        )
+        ordinary = path and not resolve & _RESOLVE_IN_ROOT
+        self._predict(thread, call, full if ordinary else None)
         return call
 
     def _is_same(self, tid: int, call: OpenCall) -> bool:
@@ -219,7 +219,13 @@ class OpenHandler:
         return True
 
     def _predict(self, thread: Thread, call: OpenCall, full: bytes | None) -> None:
-        """Clear O_NOATIME at once where its refusal is certain, which saves two stops."""
+        """Clear O_NOATIME at once where its refusal is certain, which saves two stops.
+
+        Args:
+            thread: that makes the call.
+            call: may get bits to clear.
+            full: its path, made absolute; None for one that starts elsewhere than paths do.
+        """
         credentials = self._credentials(thread)
         if credentials.cap_fowner:
             return
@@ -231,13 +237,18 @@ class OpenHandler:
         if call.kind is Kind.SETFL:
             call.owner = tracee.fd_owner(thread.tid, _signed(call.values[0]))
         elif (
-            credentials.shares_view
-            and full is not None
-            and full.startswith(b"/")
+            full is not None
+            and call.path is not None
+            and credentials.shares_view
             and not full.startswith(_OWN_PROC)
             and call.flags & os.O_TMPFILE != os.O_TMPFILE  # a new file, and the thread's own
         ):
-            call.owner = owner_if_cached(full, follow=not call.flags & os.O_NOFOLLOW)
+            call.owner = tracee.owner_foreseen(
+                thread.tid,
+                _dirfd(call.kind, call.values),
+                call.path,
+                follow=not call.flags & os.O_NOFOLLOW,
+            )
         if call.owner is not None and credentials.would_be_refused(call.owner):
             call.clear |= entry[1]
             call.rules.append(entry[2])
@@ -349,7 +360,7 @@ class OpenHandler:
         if result < 0:
             resolved = None
             if call.path is not None:
-                resolved = tracee.absolute_path(tid, _dirfd(call.kind, call.values), call.path)
+                resolved = self._absolute_path(thread, call.kind, call.values, call.path)
             elif call.kind is Kind.SETFL:
                 resolved = tracee.fd_path(tid, _signed(call.values[0]))
             name = errno.errorcode.get(-result, str(-result))
@@ -409,6 +420,11 @@ class OpenHandler:
             call.tries,
         )
 
+    @staticmethod
+    def _absolute_path(thread: Thread, kind: Kind, values: Sequence[int], path: bytes) -> bytes:
+        root = thread.credentials.root if thread.credentials else b"/"
+        return tracee.absolute_path(thread.tid, _dirfd(kind, values), path, root)
+
     # --- who ----------------------------------------------------------------------------
 
     def _credentials(self, thread: Thread) -> Credentials:
@@ -418,7 +434,7 @@ class OpenHandler:
             except (FileNotFoundError, ProcessLookupError):
                 raise ProcessLookupError from None
             except OSError:  # no descriptor or no memory left: nothing to go by, but go on
-                return Credentials(thread.tid, None, cap_fowner=True, shares_view=False)
+                return Credentials(thread.tid, None, True, b"/", False)
             thread.standing = self._standing
         return thread.credentials
 

@@ -30,4 +30,4 @@ def test_of_a_thread_that_is_gone() -> None:
     ],
 )
 def test_prediction(fsuid: int, fowner: bool, owner: int, refused: bool) -> None:
-    assert Credentials(1, fsuid, fowner, True).would_be_refused(owner) is refused
+    assert Credentials(1, fsuid, fowner, b"/", True).would_be_refused(owner) is refused

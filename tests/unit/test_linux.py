@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flagshim.linux import owner, owner_if_cached
+from flagshim.linux import AT_FDCWD, owner, owner_if_cached
 
 
 def test_owner(tmp_path: Path) -> None:
@@ -15,5 +15,5 @@ def test_owner(tmp_path: Path) -> None:
 
 
 def test_owner_if_cached(tmp_path: Path) -> None:
-    assert owner_if_cached(os.fsencode(tmp_path), follow=True) == os.getuid()
-    assert owner_if_cached(os.fsencode(tmp_path / "absent"), follow=True) is None
+    assert owner_if_cached(AT_FDCWD, os.fsencode(tmp_path), follow=True) == os.getuid()
+    assert owner_if_cached(AT_FDCWD, os.fsencode(tmp_path / "absent"), follow=True) is None
