@@ -56,8 +56,7 @@ class Rule:
         for glob in self.programs:
             self._compile("programs", glob)
             if "/" in glob:
-                hint = "programs are compared by base name"
-                raise self._wrong("programs", f"glob {glob!r} never matches", hint)
+                raise self._wrong("programs", f"glob {glob!r} never matches", _BASE_NAME)
 
     def _check_flag(self, name: str) -> None:
         accepted = ", ".join(CLEARABLE)
@@ -87,8 +86,7 @@ class Rule:
 
     def matches_program(self, program: bytes) -> bool:
         """Tell whether the rule is for a program of that base name."""
-        name = os.fsdecode(program)
-        return not self.programs or any(glob_pattern(g).fullmatch(name) for g in self.programs)
+        return not self.programs or _is_one_of(self.programs, program)
 
     def matches_path(self, path: bytes | None) -> bool:
         """Tell whether the rule is for a path; one that is not known matches no glob."""
@@ -103,6 +101,42 @@ class Rule:
 _OPTION = {"clear": "--clear", "paths": "--path", "programs": "programs"}
 
 BUILT_IN = Rule()
+
+_BASE_NAME = "programs are compared by base name"
+
+
+@dataclass(frozen=True)
+class Exemption:
+    """Programs that are not to be traced at all: globs of base names."""
+
+    programs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what can never be right.
+
+        Raises:
+            FlagshimError: naming the glob and what is wrong with it.
+        """
+        for glob in self.programs:
+            try:
+                glob_pattern(glob)
+            except ValueError as error:
+                cause = f"--except: glob {glob!r}: {error}"
+                raise FlagshimError(cause, "see Rules in the README") from None
+            if "/" in glob:
+                raise FlagshimError(f"--except: glob {glob!r} never matches", _BASE_NAME)
+
+    def covers(self, program: bytes) -> bool:
+        """Tell whether a program of that base name is exempt."""
+        return _is_one_of(self.programs, program)
+
+
+NONE_EXEMPT = Exemption()
+
+
+def _is_one_of(globs: Iterable[str], program: bytes) -> bool:
+    name = os.fsdecode(program)
+    return any(glob_pattern(glob).fullmatch(name) for glob in globs)
 
 
 class Verdict(NamedTuple):

@@ -10,7 +10,13 @@ import tempfile
 from collections.abc import Iterable
 
 from flagshim.errors import FlagshimError
-from flagshim.syscalls import ABI_BY_AUDIT_ARCH, ARGUMENTS, STANDING_CALLS, Kind
+from flagshim.syscalls import (
+    ABI_BY_AUDIT_ARCH,
+    ARGUMENTS,
+    CLONE_UNTRACED,
+    STANDING_CALLS,
+    Kind,
+)
 
 try:
     import pyseccomp
@@ -24,13 +30,16 @@ COOKIE = 0xF1A0
 _KIND_BY_RETURN_DATA = {COOKIE | kind: kind for kind in Kind}
 
 
-def build_filter(flag_bits: Iterable[int], o_path: int) -> bytes:
+def build_filter(flag_bits: Iterable[int], o_path: int, leaves: bool = False) -> bytes:
     """Return the classic BPF program that traces opens carrying any of `flag_bits`.
 
     Args:
         flag_bits: single bits, on this machine's architecture.
         o_path: the bit of O_PATH. An O_PATH open never stops: openat(2) ignores every
             flag we could clear, and openat2(2) refuses them with EINVAL, as it should.
+        leaves: whether there may be processes that the filter stays with and the tracer does
+            not. A call that would stop fails with ENOSYS there, so the filter keeps away from
+            those that no program can do without: setuid(2) and its like, clone(2).
     """
     program = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
     # An ABI without a table here runs as it would alone.
@@ -52,8 +61,12 @@ def build_filter(flag_bits: Iterable[int], o_path: int) -> bytes:
     # Its flags are in memory, where a filter cannot look.
     program.add_rule(_trace(Kind.OPENAT2), "openat2")
     program.add_rule(_trace(Kind.IO_URING), "io_uring_setup")
-    for name in STANDING_CALLS:
-        program.add_rule(_trace(Kind.STANDING), name)
+    if not leaves:
+        for name in STANDING_CALLS:
+            program.add_rule(_trace(Kind.STANDING), name)
+        untraced = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, CLONE_UNTRACED, CLONE_UNTRACED)
+        program.add_rule(_trace(Kind.CLONE), "clone", untraced)
+        program.add_rule(_trace(Kind.CLONE3), "clone3")
 
     with tempfile.TemporaryFile() as file:
         program.export_bpf(file)
@@ -72,6 +85,8 @@ def numbered_calls() -> dict[tuple[int, int], Kind]:
     names[Kind.SETFL] = ("fcntl", "fcntl64")
     names[Kind.STANDING] = STANDING_CALLS
     names[Kind.IO_URING] = ("io_uring_setup",)
+    names[Kind.CLONE] = ("clone",)
+    names[Kind.CLONE3] = ("clone3",)
     found = {}
     for audit_arch in ABI_BY_AUDIT_ARCH:
         for kind, calls in names.items():

@@ -19,7 +19,7 @@ from flagshim.engines.detach import NotServed, become_served
 from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.engines.stops import Stops
 from flagshim.errors import FlagshimError, say
-from flagshim.rules import MACHINE, Rule
+from flagshim.rules import MACHINE, NONE_EXEMPT, Exemption, Rule
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.events import text_or_bytes
 from flagshim.trace.store import Session, begin_session, take_back
@@ -36,6 +36,8 @@ class Supervision:
     """File to add a session to, made if missing."""
     keep: Bound = EVERYTHING
     """How much of the trace is kept."""
+    exemption: Exemption = NONE_EXEMPT
+    """Programs that are left alone."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,12 @@ def supervise(argv: Sequence[str], how: Supervision, user: User | None = None) -
     """
     _check_command(argv[0])
     handed_on = descriptors.inherited()
-    command = command_for(argv, filter_for(how.rules), user)
+    command = command_for(argv, filter_for(how.rules, how.exemption), user)
     stops = Stops()
     session = _begin(argv, how, PtraceEngine.name, _uid(user))
     writer = TraceWriter(session, _say_on_stderr, how.keep)
     try:
-        status = PtraceEngine(how.rules, writer).run(command, handed_on, stops)
+        status = PtraceEngine(how.rules, writer, how.exemption).run(command, handed_on, stops)
     except FlagshimError:
         writer.close(None, began=False)
         raise
@@ -105,16 +107,18 @@ def become(argv: Sequence[str], how: Supervision, user: User | None = None) -> N
     def serve(pid: int, report: int, start: Callable[[], None]) -> None:
         stops = Stops()
         writer = TraceWriter(session, _say_in_syslog, how.keep)
-        engine = PtraceEngine(how.rules, writer)
+        engine = PtraceEngine(how.rules, writer, how.exemption)
         start()
         status = engine.serve(pid, stops)
         started = not os.read(report, 1)
-        writer.close(os.waitstatus_to_exitcode(status), began=started)
+        writer.close(None if status is None else os.waitstatus_to_exitcode(status), began=started)
         if writer.lost:
             _say_in_syslog(f"trace {how.trace}: {writer.lost} events lost ({writer.trouble})")
 
     try:
-        become_served(command_for(argv, filter_for(how.rules), user), serve, _say_in_syslog)
+        become_served(
+            command_for(argv, filter_for(how.rules, how.exemption), user), serve, _say_in_syslog
+        )
     except NotServed:
         take_back(session)
         raise
@@ -136,7 +140,7 @@ def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
     session = _begin(target.argv, how, AttachEngine.name, target.uid)
     writer = TraceWriter(session, _say_on_stderr, how.keep)
     try:
-        AttachEngine(how.rules, writer).run(target, seconds, stops)
+        AttachEngine(how.rules, writer, how.exemption).run(target, seconds, stops)
     except FlagshimError:
         writer.close(None, began=False)
         raise

@@ -21,6 +21,9 @@ class Kind(IntEnum):
     """A call that changes who the thread is, or what its paths mean."""
     IO_URING = 7
     """A ring whose opens no system call shows."""
+    CLONE = 8
+    CLONE3 = 9
+    """A new thread or process, which is to be traced as well."""
 
 
 class Arguments(NamedTuple):
@@ -46,6 +49,9 @@ STANDING_CALLS = (
     "setfsuid", "setfsuid32", "capset", "setns", "unshare", "chroot", "pivot_root",
 )  # fmt: skip
 """Calls after which credentials(7), the root or the mount namespace may be others."""
+
+CLONE_UNTRACED = 0x0080_0000
+"""include/uapi/linux/sched.h: the child is not to be traced automatically."""
 
 OPEN_HOW_MIN = 24
 """Size of the first struct open_how, openat2(2), in bytes."""

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from flagshim.errors import FlagshimError
-from flagshim.rules import BUILT_IN, Rule, When, load_rules
+from flagshim.rules import BUILT_IN, Exemption, Rule, When, load_rules
 from flagshim.session import Supervision
 from flagshim.trace.bounds import EVERYTHING, parse_bound
 
@@ -41,6 +41,14 @@ _OPTIONS = (
         help="Take the rules from a file instead of the three options above.",
     ),
     click.option(
+        "--except",
+        "exempt",
+        metavar="PROGRAM",
+        multiple=True,
+        help="Leave PROGRAM (a base name or glob) and what it starts alone, as gdb, strace and "
+        "programs with LeakSanitizer need it; repeatable.",
+    ),
+    click.option(
         "--keep",
         metavar="N|TIME",
         help="Keep only the newest N opens of the trace, or those of the last TIME (30d, 12h); "
@@ -57,6 +65,7 @@ class Asked:
     clear: tuple[str, ...]
     paths: tuple[str, ...]
     rule_file: Path | None
+    exempt: tuple[str, ...]
     keep: str | None
 
     def supervision(self, trace: Path) -> Supervision:
@@ -66,7 +75,7 @@ class Asked:
             FlagshimError: naming what is wrong with them.
         """
         keep = EVERYTHING if self.keep is None else parse_bound(self.keep)
-        return Supervision(self._rules(), trace, keep)
+        return Supervision(self._rules(), trace, keep, Exemption(self.exempt))
 
     def words(self) -> Iterator[str]:
         """Return the options as a command line has them, fit for any folder."""
@@ -77,7 +86,11 @@ class Asked:
         ):
             if value:
                 yield from (name, value)
-        for name, values in (("--clear", self.clear), ("--path", self.paths)):
+        for name, values in (
+            ("--clear", self.clear),
+            ("--path", self.paths),
+            ("--except", self.exempt),
+        ):
             for value in values:
                 yield from (name, value)
 

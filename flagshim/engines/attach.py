@@ -11,9 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ptrace.binding.linux_struct import user_regs_struct
-
 from flagshim import tracee
+from flagshim.engines.registers import NUMBER, RESULT
 from flagshim.engines.sink import Sink
 from flagshim.engines.stops import Stops
 from flagshim.engines.threads import Thread
@@ -33,7 +32,7 @@ from flagshim.linux import (
     ptrace_seize,
     ptrace_syscall,
 )
-from flagshim.rules import Rule
+from flagshim.rules import Exemption, Rule
 from flagshim.seccomp import native_numbers, numbered_calls
 from flagshim.syscalls import X32_BIT
 
@@ -43,8 +42,6 @@ _RESTARTED = (
 )  # fmt: skip
 _EINTR = (1 << 64) - errno.EINTR  # as a register holds it
 _ERESTARTNOHAND = 514  # include/linux/errno.h
-_RESULT = user_regs_struct.rax.offset
-_NUMBER = user_regs_struct.orig_rax.offset
 
 _LEAVE_ON = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 _LEAVE_SECONDS = 1.0
@@ -101,8 +98,8 @@ class AttachEngine(Tracer):
 
     name = "ptrace attach"
 
-    def __init__(self, rules: Sequence[Rule], sink: Sink) -> None:
-        super().__init__(rules, sink)
+    def __init__(self, rules: Sequence[Rule], sink: Sink, exemption: Exemption) -> None:
+        super().__init__(rules, sink, exemption, follows_standing=True)
         self._calls = numbered_calls()
         self._restarted = native_numbers(_RESTARTED)
         self._leave_at: float | None = None
@@ -179,7 +176,7 @@ class AttachEngine(Tracer):
 
     def syscall_stop(self, thread: Thread) -> None:
         """Answer a syscall-entry or syscall-exit stop."""
-        if thread.call is not None or thread.changing:
+        if thread.in_call:
             super().syscall_stop(thread)
             return
         info = ptrace_entry_info(thread.tid)
@@ -197,10 +194,10 @@ class AttachEngine(Tracer):
         unless a signal handler runs. Only calls that have done nothing when they return EINTR.
         """
         if (
-            peek_user(thread.tid, _RESULT) == _EINTR
-            and peek_user(thread.tid, _NUMBER) in self._restarted
+            peek_user(thread.tid, RESULT) == _EINTR
+            and peek_user(thread.tid, NUMBER) in self._restarted
         ):
-            ptrace_poke_user(thread.tid, _RESULT, -_ERESTARTNOHAND)
+            ptrace_poke_user(thread.tid, RESULT, -_ERESTARTNOHAND)
 
     def signalled(self, info: signal.struct_siginfo) -> None:
         """Leave when told to, by whomever."""
@@ -272,5 +269,7 @@ class AttachEngine(Tracer):
         ptrace_cont(tid)
 
     def _forget(self, thread: Thread) -> None:
+        if thread.put_back is not None:
+            thread.put_back()
         del self.threads[thread.tid]
         self.handler.gone(thread)

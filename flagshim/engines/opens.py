@@ -6,10 +6,10 @@ import os
 import time
 from collections.abc import Sequence
 
-from ptrace.binding.linux_struct import user_regs_struct
-
 from flagshim import tracee
 from flagshim.credentials import Credentials, mount_namespace_of, read_credentials
+from flagshim.engines.clones import keep_traced
+from flagshim.engines.registers import INSTRUCTION_POINTER, NUMBER, RESULT, poke_argument
 from flagshim.engines.sink import Sink
 from flagshim.engines.threads import OpenCall, Process, Thread
 from flagshim.linux import (
@@ -23,7 +23,7 @@ from flagshim.linux import (
 from flagshim.openflags import access_mode
 from flagshim.rules import Rule, decide, flag_bits, fold_path, noatime_refusal
 from flagshim.seccomp import kind_of, numbered_calls
-from flagshim.syscalls import ABI_BY_AUDIT_ARCH, ARGUMENTS, OPEN_HOW_MIN, X32_BIT, Abi, Kind
+from flagshim.syscalls import ABI_BY_AUDIT_ARCH, ARGUMENTS, OPEN_HOW_MIN, X32_BIT, Kind
 from flagshim.trace.events import Decision, OpenEvent, Reason, text_or_bytes
 
 _ERESTARTSYS, _ERESTART_RESTARTBLOCK = 512, 516  # include/linux/errno.h
@@ -35,17 +35,21 @@ _OWN_PROC = (b"/proc/", b"/dev/fd/", b"/dev/std")
 """Where a path means something else to each process that uses it."""
 _SUSPENDED_MAX = 17
 
-_OFFSET = {name: getattr(user_regs_struct, name).offset for name, _ in user_regs_struct._fields_}
-_INSTRUCTION_POINTER = _OFFSET["rip"]
-_RESULT = _OFFSET["rax"]
-_NUMBER = _OFFSET["orig_rax"]
-
 
 class OpenHandler:
     """Applies rules to the calls of all tracees, and records what came of them."""
 
-    def __init__(self, rules: Sequence[Rule], sink: Sink) -> None:
+    def __init__(self, rules: Sequence[Rule], sink: Sink, follows_standing: bool) -> None:
+        """Apply rules.
+
+        Args:
+            rules: in order.
+            sink: where events go.
+            follows_standing: whether we hear of calls of Kind.STANDING. If not, who a thread is
+                gets looked up at every call.
+        """
         self._rules = rules
+        self._follows_standing = follows_standing
         self._mask = sum(flag_bits(rules))
         self._sink = sink
         self._mount_namespace = mount_namespace_of("self")
@@ -65,8 +69,8 @@ class OpenHandler:
         kind = kind_of(info[11])
         if kind is None or self._calls.get((info[1], info[4] & ~X32_BIT)) is not kind:
             # A filter of the program's own: without a tracer RET_TRACE is ENOSYS (seccomp(2)).
-            ptrace_poke_user(thread.tid, _NUMBER, -1)
-            ptrace_poke_user(thread.tid, _RESULT, -errno.ENOSYS)
+            ptrace_poke_user(thread.tid, NUMBER, -1)
+            ptrace_poke_user(thread.tid, RESULT, -errno.ENOSYS)
             return False
         return self.entered_call(thread, kind, info)
 
@@ -84,6 +88,12 @@ class OpenHandler:
         if kind is Kind.IO_URING:
             self._blind_spot(thread, "io_uring")
             return False
+        if kind in (Kind.CLONE, Kind.CLONE3):
+            abi = ABI_BY_AUDIT_ARCH[info[1]]
+            thread.put_back = keep_traced(thread.tid, kind, abi, info[5:11])
+            return thread.put_back is not None
+        if not self._follows_standing:
+            self._standing += 1
         call = thread.suspended.pop(info[2:11], None)
         if call is not None and not self._is_same(thread.tid, call):
             self._sink.record(self._event(thread, call, None, None, call.last_error))
@@ -114,6 +124,9 @@ class OpenHandler:
         if thread.changing:  # what was looked up meanwhile may be of before
             self._standing += 1
             thread.changing = False
+        if thread.put_back is not None:
+            thread.put_back()
+            thread.put_back = None
         call = thread.call
         if call is None:
             return None
@@ -131,7 +144,7 @@ class OpenHandler:
             # The refused try had created the file (may_open() comes after that): EEXIST is
             # of our making, the refusal is what the program would have seen.
             result = -call.refusals[0]
-            ptrace_poke_user(thread.tid, _RESULT, result)
+            ptrace_poke_user(thread.tid, RESULT, result)
         return self._finished(thread, call, result)
 
     def gone(self, thread: Thread) -> None:
@@ -276,7 +289,7 @@ class OpenHandler:
     def _strip(self, tid: int, call: OpenCall) -> None:
         position = call.arguments.flags
         if call.kind is not Kind.OPENAT2:
-            self._poke_argument(tid, call.abi, position, call.values[position] & ~call.clear)
+            poke_argument(tid, call.abi, position, call.values[position] & ~call.clear)
             return
         # struct open_how may be shared with other threads, or read-only: lend the kernel a
         # copy below the stack, where nothing lives, as a signal frame would be laid.
@@ -290,8 +303,8 @@ class OpenHandler:
             former = self._former(tid, scratch, OPEN_HOW_MIN)
             if former and tracee.try_write(tid, scratch, flags + how[8:OPEN_HOW_MIN]):
                 call.borrowed.append((scratch, former))
-                self._poke_argument(tid, call.abi, position, scratch)
-                self._poke_argument(tid, call.abi, position + 1, OPEN_HOW_MIN)
+                poke_argument(tid, call.abi, position, scratch)
+                poke_argument(tid, call.abi, position + 1, OPEN_HOW_MIN)
                 return
         tracee.force_memory(tid, address, flags)
         call.borrowed.append((address, call.flags.to_bytes(8, "little")))
@@ -311,16 +324,12 @@ class OpenHandler:
         if not call.cleared:
             return
         position = call.arguments.flags
-        self._poke_argument(tid, call.abi, position, call.values[position])
+        poke_argument(tid, call.abi, position, call.values[position])
         if call.kind is Kind.OPENAT2:
-            self._poke_argument(tid, call.abi, position + 1, call.values[position + 1])
+            poke_argument(tid, call.abi, position + 1, call.values[position + 1])
         for address, former in call.borrowed:
             tracee.force_memory(tid, address, former)
         call.borrowed.clear()
-
-    @staticmethod
-    def _poke_argument(tid: int, abi: Abi, position: int, value: int) -> None:
-        ptrace_poke_user(tid, _OFFSET[abi.registers[position]], value)
 
     @staticmethod
     def _clear_after_refusal(call: OpenCall, number: int) -> bool:
@@ -342,8 +351,8 @@ class OpenHandler:
         `suspended` finds the call again by its key.
         """
         instruction, number = call.key[0], call.key[2]
-        ptrace_poke_user(thread.tid, _INSTRUCTION_POINTER, instruction - call.abi.instruction_size)
-        ptrace_poke_user(thread.tid, _RESULT, number)
+        ptrace_poke_user(thread.tid, INSTRUCTION_POINTER, instruction - call.abi.instruction_size)
+        ptrace_poke_user(thread.tid, RESULT, number)
         self._suspend(thread, call, call.refusals[-1])
 
     def _suspend(self, thread: Thread, call: OpenCall, number: int) -> None:

@@ -16,17 +16,19 @@ from flagshim.engines.threads import Thread
 from flagshim.engines.tracer import Tracer
 from flagshim.linux import ptrace_signal_sender
 from flagshim.openflags import bits_of
-from flagshim.rules import MACHINE, Rule, flag_bits
+from flagshim.rules import MACHINE, Exemption, Rule, flag_bits
 from flagshim.seccomp import build_filter
 from flagshim.tracee import thread_group
 
+_LOOK_SECONDS = 0.05
 _STOP_SECONDS = 1.0
 """How long after ^Z we wait for CMD to stop before we take it that it will not."""
 
 
-def filter_for(rules: Sequence[Rule]) -> bytes:
+def filter_for(rules: Sequence[Rule], exemption: Exemption) -> bytes:
     """Return the seccomp filter that a command under this engine needs."""
-    return build_filter(flag_bits(rules), bits_of("O_PATH", MACHINE))
+    leaves = bool(exemption.programs)
+    return build_filter(flag_bits(rules), bits_of("O_PATH", MACHINE), leaves)
 
 
 class PtraceEngine(Tracer):
@@ -34,8 +36,8 @@ class PtraceEngine(Tracer):
 
     name = "ptrace"
 
-    def __init__(self, rules: Sequence[Rule], sink: Sink) -> None:
-        super().__init__(rules, sink)
+    def __init__(self, rules: Sequence[Rule], sink: Sink, exemption: Exemption) -> None:
+        super().__init__(rules, sink, exemption, follows_standing=not exemption.programs)
         self._child_pid = 0
         self._child_status = 0
         self._relays = False
@@ -64,24 +66,36 @@ class PtraceEngine(Tracer):
         descriptors.blank(0, 1)  # stderr is for our last line
         descriptors.close(inherited)
         self._supervise(child.pid, stops)
+        self._wait_if_exempt(stops)
         reason = child.not_started()
         if reason is not None:
             raise command.failure(reason)
         return self._child_status
 
-    def serve(self, pid: int, stops: Stops) -> int:
+    def serve(self, pid: int, stops: Stops) -> int | None:
         """Serve a process, seized already, that is not our child, until it and its kind end.
 
         Returns:
-            Its wait status.
+            Its wait status; None if it became a program that is exempt.
         """
         self._supervise(pid, stops)
-        return self._child_status
+        return None if self._child_pid else self._child_status
 
     def _supervise(self, pid: int, stops: Stops) -> None:
         self._child_pid = pid
         self.threads[pid] = Thread(pid)
         self.loop(stops)
+
+    def _wait_if_exempt(self, stops: Stops) -> None:
+        """Wait for the command if it goes on although we trace nobody any more."""
+        while self._child_pid:
+            pid, status = os.waitpid(self._child_pid, os.WNOHANG)
+            if pid:
+                self.ended(pid, status)
+                return
+            info = stops.sleep(_LOOK_SECONDS if self.attend() else None)
+            if info is not None and info.si_signo != signal.SIGCHLD:
+                self.signalled(info)
 
     # --- what differs from any tracer ---------------------------------------------------
 

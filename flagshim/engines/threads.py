@@ -1,6 +1,6 @@
 """What the ptrace engine remembers of its tracees between their stops."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from flagshim.credentials import Credentials
@@ -71,7 +71,14 @@ class Thread:
     """The call whose syscall-exit stop we wait for."""
     suspended: dict[CallKey, OpenCall] = field(default_factory=dict)
     """Calls that the kernel restarts, or that we have it repeat, once the thread runs."""
+    put_back: Callable[[], None] | None = None
+    """To be called when the clone(2) that the thread is in returns."""
     changing: bool = False
     """Whether it is in a call that may change credentials, root or mount namespace."""
     stopped: bool = False
     """Whether it is in a group-stop."""
+
+    @property
+    def in_call(self) -> bool:
+        """Whether we wait for the syscall-exit stop of a call of it."""
+        return self.call is not None or self.changing or self.put_back is not None

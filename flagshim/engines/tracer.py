@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Sequence
 
+from flagshim import tracee
 from flagshim.engines.opens import OpenHandler
 from flagshim.engines.sink import Sink
 from flagshim.engines.stops import Stops
@@ -19,11 +20,13 @@ from flagshim.linux import (
     PTRACE_EVENT_SECCOMP,
     PTRACE_EVENT_STOP,
     ptrace_cont,
+    ptrace_detach,
     ptrace_event_message,
     ptrace_listen,
     ptrace_syscall,
 )
-from flagshim.rules import Rule
+from flagshim.rules import Exemption, Rule
+from flagshim.trace.events import text_or_bytes
 
 _GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 SYSCALL_STOP = signal.SIGTRAP | 0x80  # PTRACE_O_TRACESYSGOOD
@@ -33,10 +36,25 @@ _RETRY_SECONDS = 0.05
 class Tracer:
     """Answers stops until no tracee is left. Subclasses override what is not underscored."""
 
-    def __init__(self, rules: Sequence[Rule], sink: Sink) -> None:
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        sink: Sink,
+        exemption: Exemption,
+        follows_standing: bool,
+    ) -> None:
+        """Trace nobody yet.
+
+        Args:
+            rules: in order.
+            sink: where events go.
+            exemption: programs to let go of as soon as they begin.
+            follows_standing: whether calls of Kind.STANDING stop.
+        """
         self.sink = sink
-        self.handler = OpenHandler(rules, sink)
+        self.handler = OpenHandler(rules, sink, follows_standing)
         self.threads: dict[int, Thread] = {}
+        self._exemption = exemption
 
     def loop(self, stops: Stops) -> None:
         """Serve the threads in `threads` and all that come of them until they have ended."""
@@ -120,12 +138,14 @@ class Tracer:
                 ptrace_listen(tid)
             elif event == PTRACE_EVENT_EXEC:
                 self._execed(thread)
-                self.resume(tid)
             elif event:
                 thread.stopped = False
                 if event == PTRACE_EVENT_STOP:
                     self.interrupted(thread)
-                self.resume(tid)
+                if thread.in_call:  # a new child, say; the call itself has not returned
+                    ptrace_syscall(tid)
+                else:
+                    self.resume(tid)
             elif stop == SYSCALL_STOP:
                 self.syscall_stop(thread)
             else:
@@ -149,7 +169,17 @@ class Tracer:
         for gone in (thread, former):
             self.handler.gone(gone)
         self.handler.process_gone(thread.tid)
-        self.threads[thread.tid] = Thread(thread.tid)
+        tid = thread.tid
+        if self._exemption.programs:
+            program = tracee.program_name(tid)
+            # Also by the name it was started under, as in sh for dash (comm is set by exec).
+            if any(map(self._exemption.covers, (program, tracee.comm(tid)))):
+                self.sink.blind_spot("exempt", text_or_bytes(program))
+                self.threads.pop(tid, None)
+                ptrace_detach(tid)
+                return
+        self.threads[tid] = Thread(tid)
+        self.resume(tid)
 
     def _gone(self, tid: int, status: int) -> None:
         thread = self.threads.pop(tid, None)

@@ -20,6 +20,8 @@ BAD = [
     (["--path", "relative", "--", "true"], "never matches", 125),
     (["--rules", "/no/such.toml", "--", "true"], "/no/such.toml: No such file", 125),
     (["--rules", "/x", "--when", "always", "--", "true"], "--rules together with", 125),
+    (["--except", "/usr/bin/gdb", "--", "true"], "--except: glob '/usr/bin/gdb' never", 125),
+    (["--except", "gdb[", "--", "true"], "has a [ without its ]", 125),
     (["--keep", "30w", "--", "true"], "--keep 30w: neither a number", 125),
     (["-u", "no-such-user", "--", "true"], "no such user", 125),
     (["-u", "99999999999", "--", "true"], "no such user", 125),

@@ -11,6 +11,7 @@ NOATIME, DIRECT, O_PATH = 0o1000000, 0o40000, 0o10000000
 X86_64, I386, AARCH64 = 0xC000003E, 0x40000003, 0xC00000B7
 ALLOW, TRACE = 0x7FFF0000, 0x7FF00000
 F_SETFL, F_GETFL = 4, 3
+UNTRACED = 0x800000
 
 
 def answer(program: bytes, arch: int, number: int, *arguments: int) -> int:
@@ -53,6 +54,9 @@ TRACED = [
     (X86_64, 122, (), Kind.STANDING),
     (X86_64, 161, (), Kind.STANDING),
     (X86_64, 425, (), Kind.IO_URING),
+    (X86_64, 56, (UNTRACED | 17,), Kind.CLONE),
+    (X86_64, 435, (), Kind.CLONE3),
+    (I386, 120, (UNTRACED,), Kind.CLONE),
     (I386, 5, (0, NOATIME), Kind.OPEN),
     (I386, 295, (0, 0, NOATIME), Kind.OPENAT),
     (I386, 342, (0, 0, NOATIME), Kind.OPEN_BY_HANDLE_AT),
@@ -86,12 +90,20 @@ ALLOWED = [
     (X86_64, 0x40000000 + 0, ()),
     (AARCH64, 56, (0, 0, NOATIME)),
     (X86_64, 59, ()),
+    (X86_64, 56, (17,)),
 ]
 
 
 @pytest.mark.parametrize(("arch", "number", "arguments"), ALLOWED)
 def test_allowed(program: bytes, arch: int, number: int, arguments: tuple[int, ...]) -> None:
     assert answer(program, arch, number, *arguments) == ALLOW
+
+
+def test_what_no_program_can_do_without_stays_where_the_tracer_may_not() -> None:
+    program = build_filter([NOATIME], O_PATH, leaves=True)
+    for arch, number, arguments, kind in TRACED:
+        expected = kind in (Kind.STANDING, Kind.CLONE, Kind.CLONE3)
+        assert (answer(program, arch, number, *arguments) == ALLOW) is expected
 
 
 def test_several_flags() -> None:
