@@ -331,6 +331,21 @@ def set_name(name: str) -> None:
     _prctl(_PR_SET_NAME, ctypes.addressof(text), None, 0, 0)
 
 
+def set_title(text: str) -> None:
+    """Set what ps(1) shows as arguments of this process, as far as its own left room.
+
+    Only that memory is written to (arg_start and arg_end in proc(5)), not the environment
+    behind it.
+    """
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    # The NUL at the end tells the kernel that the environment is not part of it.
+    title = os.fsencode(text)[: end - start - 1]
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, title, len(title))
+
+
 def set_no_new_privs() -> None:
     """Give up set-user-ID and file capabilities for good: prctl(2), PR_SET_NO_NEW_PRIVS."""
     if _prctl(_PR_SET_NO_NEW_PRIVS, 1, None, 0, 0) != 0:

@@ -19,6 +19,7 @@ from flagshim.engines.detach import NotServed, become_served
 from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.engines.stops import Stops
 from flagshim.errors import FlagshimError, say
+from flagshim.linux import set_name
 from flagshim.rules import MACHINE, NONE_EXEMPT, Exemption, Rule
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.events import text_or_bytes
@@ -159,7 +160,8 @@ def _uid(user: User | None) -> int:
 
 
 def _begin(argv: Sequence[str], how: Supervision, engine: str, uid: int) -> Session:
-    """Add a session to a trace, made if missing."""
+    """Add a session to a trace, made if missing, and show up in ps(1) as who we are."""
+    set_name("flagshim")
     if os.readlink("/proc/self") != str(os.getpid()):
         raise FlagshimError(
             "/proc is that of another PID namespace", "mount one for this: unshare --mount-proc"

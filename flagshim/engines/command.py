@@ -72,6 +72,11 @@ class Command:
     chld_ignored: bool
     """Whether SIGCHLD was ignored when we were started."""
 
+    @property
+    def name(self) -> str:
+        """Base name of the program."""
+        return os.fsdecode(os.path.basename(self.argv[0]))
+
     def become(self) -> NoReturn:
         """Turn this process into the program. It is traced already.
 

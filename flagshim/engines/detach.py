@@ -20,6 +20,7 @@ from flagshim.linux import (
     ptrace_seize,
     set_child_subreaper,
     set_name,
+    set_title,
 )
 
 _READY = b"ready"
@@ -56,7 +57,7 @@ def become_served(command: Command, serve: Serve, say: Callable[[str], None]) ->
     with _not_a_reaper():
         middle = os.fork()
         if middle == 0:
-            _detach(answer_write, report_read, serve, say, pid)
+            _detach(answer_write, report_read, serve, say, pid, command.name)
         with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
             os.waitpid(middle, 0)
     os.close(answer_write)
@@ -79,7 +80,7 @@ def become_served(command: Command, serve: Serve, say: Callable[[str], None]) ->
 
 
 def _detach(
-    answer: int, report: int, serve: Serve, say: Callable[[str], None], pid: int
+    answer: int, report: int, serve: Serve, say: Callable[[str], None], pid: int, name: str
 ) -> NoReturn:
     """Be the process between caller and helper, and then the helper."""
     ready = False
@@ -95,6 +96,7 @@ def _detach(
         if os.fork():
             os._exit(0)
         set_name("flagshim")
+        set_title(f"flagshim: supervisor of {pid} ({name})")
         descriptors.blank(0, 1, 2)
         descriptors.close_all_but(answer, report)
         os.chdir("/")  # keeps no filesystem busy

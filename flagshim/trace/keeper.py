@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from flagshim import descriptors
+from flagshim.linux import set_name, set_title
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.store import Batch, BlindSpot, Session, TraceFile
 
@@ -48,6 +49,8 @@ def keep(session: Session, bound: Bound, pipe: int, reply: int, say: Say) -> NoR
             signal.signal(number, signal.SIG_IGN)
         os.nice(_NICE)  # writing can wait, opens cannot
         # Hold nothing that was handed to CMD; stderr is for our own troubles.
+        set_name("flagshim")
+        set_title(f"flagshim: keeper of {os.getppid()}, writes {session.trace}")
         descriptors.blank(0, 1)
         descriptors.close_all_but(pipe, reply)
         keeper = _Keeper(session, bound, say)
