@@ -2,11 +2,16 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 
 EXIT_FAILURE = 125
 """flagshim itself failed, as in env(1), timeout(1) and docker-run(1)."""
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
+
+
+Say = Callable[[str], None]
+"""How to tell somebody of a trouble, in one line."""
 
 
 class FlagshimError(Exception):

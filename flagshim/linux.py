@@ -38,16 +38,17 @@ PTRACE_EVENT_STOP: Final = 128
 PTRACE_O_TRACESECCOMP: Final = 1 << 7
 PTRACE_O_EXITKILL: Final = 1 << 20
 
-ATTACH_OPTIONS: Final[int] = (
+SURVIVOR_OPTIONS: Final[int] = (
     PTRACE_O_TRACESYSGOOD
     | PTRACE_O_TRACEFORK
     | PTRACE_O_TRACEVFORK
     | PTRACE_O_TRACECLONE
     | PTRACE_O_TRACEEXEC
+    | PTRACE_O_TRACESECCOMP
 )
-"""For a program that was there before us, and is to be there after us."""
-TRACE_OPTIONS: Final[int] = ATTACH_OPTIONS | PTRACE_O_TRACESECCOMP | PTRACE_O_EXITKILL
-"""For a program of ours: without a tracer its filter would make opens fail with ENOSYS."""
+"""For a program that is to go on without us."""
+TRACE_OPTIONS: Final[int] = SURVIVOR_OPTIONS | PTRACE_O_EXITKILL
+"""For a program that is to live and die with us."""
 
 WALL: Final = 0x40000000
 """waitpid(2) __WALL: also for clones whose exit signal is not SIGCHLD."""

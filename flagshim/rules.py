@@ -126,9 +126,9 @@ class Exemption:
             if "/" in glob:
                 raise FlagshimError(f"--except: glob {glob!r} never matches", _BASE_NAME)
 
-    def covers(self, program: bytes) -> bool:
-        """Tell whether a program of that base name is exempt."""
-        return _is_one_of(self.programs, program)
+    def covers(self, names: Iterable[bytes]) -> bool:
+        """Tell whether a program that has these names is exempt."""
+        return any(_is_one_of(self.programs, name) for name in names)
 
 
 NONE_EXEMPT = Exemption()

@@ -16,11 +16,14 @@ from flagshim import __version__, descriptors
 from flagshim.engines.attach import AttachEngine, find_target
 from flagshim.engines.command import User, command_failure, command_for
 from flagshim.engines.detach import NotServed, become_served
+from flagshim.engines.guard import Guard, seize_again, start_guard
+from flagshim.engines.policy import Fate, Policy
 from flagshim.engines.ptrace import PtraceEngine, filter_for
+from flagshim.engines.roster import Roster
 from flagshim.engines.stops import Stops
-from flagshim.errors import FlagshimError, say
-from flagshim.linux import set_name
-from flagshim.rules import MACHINE, NONE_EXEMPT, Exemption, Rule
+from flagshim.errors import FlagshimError, Say, say
+from flagshim.linux import set_name, set_title
+from flagshim.rules import MACHINE, Rule
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.events import text_or_bytes
 from flagshim.trace.store import Session, begin_session, take_back
@@ -31,14 +34,11 @@ from flagshim.trace.writer import TraceWriter
 class Supervision:
     """What is to be done with a program's opens, and where it is written down."""
 
-    rules: Sequence[Rule]
-    """In order; the first that is for a call and flag decides."""
+    policy: Policy
     trace: Path
     """File to add a session to, made if missing."""
     keep: Bound = EVERYTHING
     """How much of the trace is kept."""
-    exemption: Exemption = NONE_EXEMPT
-    """Programs that are left alone."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,18 @@ def supervise(argv: Sequence[str], how: Supervision, user: User | None = None) -
     """
     _check_command(argv[0])
     handed_on = descriptors.inherited()
-    command = command_for(argv, filter_for(how.rules, how.exemption), user)
+    command = command_for(argv, filter_for(how.policy), user)
     stops = Stops()
     session = _begin(argv, how, PtraceEngine.name, _uid(user))
-    writer = TraceWriter(session, _say_on_stderr, how.keep)
+    post = _first_post(how, session, say)
     try:
-        status = PtraceEngine(how.rules, writer, how.exemption).run(command, handed_on, stops)
+        status = post.engine.run(command, handed_on, stops)
     except FlagshimError:
-        writer.close(None, began=False)
+        post.leave(None, began=False)
         raise
     exit_status = os.waitstatus_to_exitcode(status)
-    writer.close(exit_status)
-    return _outcome(exit_status, writer)
+    post.leave(exit_status)
+    return _outcome(exit_status, post.writer)
 
 
 def become(argv: Sequence[str], how: Supervision, user: User | None = None) -> NoReturn:
@@ -107,22 +107,66 @@ def become(argv: Sequence[str], how: Supervision, user: User | None = None) -> N
 
     def serve(pid: int, report: int, start: Callable[[], None]) -> None:
         stops = Stops()
-        writer = TraceWriter(session, _say_in_syslog, how.keep)
-        engine = PtraceEngine(how.rules, writer, how.exemption)
+        post = _first_post(how, session, _say_in_syslog)
         start()
-        status = engine.serve(pid, stops)
+        status = post.engine.serve(pid, stops)
         started = not os.read(report, 1)
-        writer.close(None if status is None else os.waitstatus_to_exitcode(status), began=started)
-        if writer.lost:
-            _say_in_syslog(f"trace {how.trace}: {writer.lost} events lost ({writer.trouble})")
+        post.leave(_exit_status(status), began=started)
+        if post.writer.lost:
+            lost, trouble = post.writer.lost, post.writer.trouble
+            _say_in_syslog(f"trace {how.trace}: {lost} events lost ({trouble})")
 
+    command = command_for(argv, filter_for(how.policy), user)
     try:
-        become_served(
-            command_for(argv, filter_for(how.rules, how.exemption), user), serve, _say_in_syslog
-        )
+        become_served(command, how.policy.options, serve, _say_in_syslog)
     except NotServed:
         take_back(session)
         raise
+
+
+class _Post:
+    """The place of a supervisor: engine, trace, and a guard if the program is to outlive it."""
+
+    def __init__(
+        self, how: Supervision, session: Session, say: Say, roster: Roster, guard: Guard | None
+    ) -> None:
+        self.writer = TraceWriter(session, say, how.keep)
+        self.engine = PtraceEngine(how.policy, self.writer, roster)
+        self._guard = guard
+
+    def leave(self, exit_status: int | None, began: bool = True) -> None:
+        """End the session."""
+        self.writer.close(exit_status, began)
+        if self._guard is not None:
+            self._guard.dismiss()
+
+
+def _first_post(how: Supervision, session: Session, say: Say) -> _Post:
+    """Take the post of supervisor, with others to come if we die."""
+    roster = Roster()
+
+    def succeed(attempt: int) -> None:
+        began = time.monotonic()
+        guard = start_guard(succeed, say, attempt)  # first: we may die at any point
+        tids = seize_again(roster, how.policy.exemption)
+        took = time.monotonic() - began
+        if not tids:
+            guard.dismiss()
+            return
+        set_title(f"flagshim: supervisor of {roster.command or min(tids)}")
+        stops = Stops()
+        post = _Post(how, session, say, roster, guard)
+        text = f"the supervisor died; {os.getpid()} serves on, {took * 1000:.1f} ms later"
+        post.writer.complain(text)
+        say(text)
+        post.leave(_exit_status(post.engine.go_on(tids, stops)))
+
+    guard = start_guard(succeed, say) if how.policy.fate is Fate.CONTINUE else None
+    return _Post(how, session, say, roster, guard)
+
+
+def _exit_status(status: int | None) -> int | None:
+    return None if status is None else os.waitstatus_to_exitcode(status)
 
 
 def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
@@ -139,12 +183,17 @@ def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
     target = find_target(pid)
     stops = Stops()
     session = _begin(target.argv, how, AttachEngine.name, target.uid)
-    writer = TraceWriter(session, _say_on_stderr, how.keep)
+    writer = TraceWriter(session, say, how.keep)
+    engine = AttachEngine(how.policy, writer)
     try:
-        AttachEngine(how.rules, writer, how.exemption).run(target, seconds, stops)
+        engine.run(target, seconds, stops)
     except FlagshimError:
         writer.close(None, began=False)
         raise
+    if engine.left and engine.found_filter:
+        text = f"process {pid} has a filter that needs flagshim: what we served fails with ENOSYS"
+        writer.complain(text)
+        say(f"{text} now; flagshim attach {pid} serves it again")
     writer.close(None)
     return _outcome(0, writer)
 
@@ -166,11 +215,7 @@ def _begin(argv: Sequence[str], how: Supervision, engine: str, uid: int) -> Sess
         raise FlagshimError(
             "/proc is that of another PID namespace", "mount one for this: unshare --mount-proc"
         )
-    return begin_session(how.trace, _session_row(argv, how.rules, engine, uid))
-
-
-def _say_on_stderr(text: str) -> None:
-    say(text)
+    return begin_session(how.trace, _session_row(argv, how.policy.rules, engine, uid))
 
 
 def _say_in_syslog(text: str) -> None:

@@ -68,6 +68,14 @@ def program_name(tid: int) -> bytes:
     return comm(tid)
 
 
+def names(tid: int) -> set[bytes]:
+    """Return the names of a thread's program: of the file, and the one it was started under.
+
+    They differ for sh, a link to dash: exec(2) sets comm (proc(5)) to what it was asked for.
+    """
+    return {program_name(tid), comm(tid)}
+
+
 def comm(tid: int) -> bytes:
     """Return a thread's command name (proc(5), comm), "?" if it is gone."""
     try:
@@ -79,21 +87,38 @@ def comm(tid: int) -> bytes:
 
 def tracer_of(tid: int) -> int:
     """Return the PID of the process that traces a thread, 0 if none does."""
-    try:
-        with open(f"/proc/{tid}/status", "rb") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith(b"TracerPid:"))
-    except (OSError, StopIteration):
-        return 0
+    return _number(tid, b"TracerPid:") or 0
+
+
+def parent_of(tid: int) -> int:
+    """Return the PID of a process's parent, 0 if it is gone."""
+    return _number(tid, b"PPid:") or 0
+
+
+def has_seccomp_filter(tid: int) -> bool:
+    """Tell whether a thread is there and has a filter (SECCOMP_MODE_FILTER, proc(5))."""
+    return _number(tid, b"Seccomp:") == 2
 
 
 def thread_group(tid: int) -> int:
     """Return the process that a thread belongs to.
 
     Raises:
-        OSError: the thread is gone, or /proc cannot be read.
+        ProcessLookupError: the thread is gone, or /proc cannot be read.
     """
-    with open(f"/proc/{tid}/status", "rb") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(b"Tgid:"))
+    found = _number(tid, b"Tgid:")
+    if found is None:
+        raise ProcessLookupError(tid)
+    return found
+
+
+def _number(tid: int, field: bytes) -> int | None:
+    """Return a number of /proc/TID/status; None if the thread is gone."""
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(field))
+    except (OSError, StopIteration):
+        return None
 
 
 def fd_path(tid: int, fd: int) -> bytes | None:

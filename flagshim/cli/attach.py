@@ -7,6 +7,7 @@ import click
 
 from flagshim.cli.options import sum_up, trace_option
 from flagshim.cli.supervision import Asked, supervision_options
+from flagshim.engines.policy import Fate
 from flagshim.errors import FlagshimError
 from flagshim.session import attach as attach_to
 from flagshim.trace.location import new_trace
@@ -37,5 +38,5 @@ def attach(
     if seconds is not None and math.isnan(seconds):
         raise FlagshimError("--for nan: not a number of seconds", "as in --for 60")
     file = trace or new_trace(f"pid{pid}")
-    sum_up(attach_to(pid, asked.supervision(file), seconds), file)
+    sum_up(attach_to(pid, asked.supervision(file, Fate.CONTINUE), seconds), file)
     return 0

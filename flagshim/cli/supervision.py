@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from flagshim.engines.policy import Fate, Policy
 from flagshim.errors import FlagshimError
 from flagshim.rules import BUILT_IN, Exemption, Rule, When, load_rules
 from flagshim.session import Supervision
@@ -49,6 +50,14 @@ _OPTIONS = (
         "programs with LeakSanitizer need it; repeatable.",
     ),
     click.option(
+        "--if-supervisor-dies",
+        "fate",
+        type=click.Choice([fate.value for fate in Fate]),
+        help="What becomes of the program then: the kernel kills it (kill), or it goes on, and a "
+        "guard takes over within moments (continue). Default: kill; for attach, the program just "
+        "goes on.",
+    ),
+    click.option(
         "--keep",
         metavar="N|TIME",
         help="Keep only the newest N opens of the trace, or those of the last TIME (30d, 12h); "
@@ -66,22 +75,30 @@ class Asked:
     paths: tuple[str, ...]
     rule_file: Path | None
     exempt: tuple[str, ...]
+    fate: str | None
     keep: str | None
 
-    def supervision(self, trace: Path) -> Supervision:
+    def supervision(self, trace: Path, fate: Fate = Fate.KILL) -> Supervision:
         """Return what they mean.
+
+        Args:
+            trace: file to write to.
+            fate: of the program if nobody has asked for one.
 
         Raises:
             FlagshimError: naming what is wrong with them.
         """
         keep = EVERYTHING if self.keep is None else parse_bound(self.keep)
-        return Supervision(self._rules(), trace, keep, Exemption(self.exempt))
+        fate = fate if self.fate is None else Fate(self.fate)
+        policy = Policy(self._rules(), Exemption(self.exempt), fate)
+        return Supervision(policy, trace, keep)
 
     def words(self) -> Iterator[str]:
         """Return the options as a command line has them, fit for any folder."""
         for name, value in (
             ("--when", self.when),
             ("--rules", self.rule_file and str(self.rule_file.absolute())),
+            ("--if-supervisor-dies", self.fate),
             ("--keep", self.keep),
         ):
             if value:

@@ -4,22 +4,25 @@ Nothing is injected: every system call of the program stops twice, and most are 
 once. That is slow, and it can be undone at any moment.
 """
 
+import contextlib
 import errno
 import os
 import signal
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from flagshim import tracee
+from flagshim.engines.opens import refuse
+from flagshim.engines.policy import Policy
 from flagshim.engines.registers import NUMBER, RESULT
+from flagshim.engines.roster import Roster
+from flagshim.engines.seizing import seize_process
 from flagshim.engines.sink import Sink
 from flagshim.engines.stops import Stops
 from flagshim.engines.threads import Thread
 from flagshim.engines.tracer import SYSCALL_STOP, Tracer
 from flagshim.errors import FlagshimError
 from flagshim.linux import (
-    ATTACH_OPTIONS,
     PTRACE_EVENT_STOP,
     SYSCALL_ENTRY,
     WAIT_TRACEES,
@@ -29,10 +32,8 @@ from flagshim.linux import (
     ptrace_entry_info,
     ptrace_interrupt,
     ptrace_poke_user,
-    ptrace_seize,
     ptrace_syscall,
 )
-from flagshim.rules import Exemption, Rule
 from flagshim.seccomp import native_numbers, numbered_calls
 from flagshim.syscalls import X32_BIT
 
@@ -46,8 +47,6 @@ _ERESTARTNOHAND = 514  # include/linux/errno.h
 _LEAVE_ON = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 _LEAVE_SECONDS = 1.0
 """How long we wait, at most, for the next thread to stop when we leave."""
-_ROUNDS = 1009
-"""How often the list of threads is read at most until it has no new ones."""
 
 
 class Target(NamedTuple):
@@ -98,12 +97,16 @@ class AttachEngine(Tracer):
 
     name = "ptrace attach"
 
-    def __init__(self, rules: Sequence[Rule], sink: Sink, exemption: Exemption) -> None:
-        super().__init__(rules, sink, exemption, follows_standing=True)
+    def __init__(self, policy: Policy, sink: Sink) -> None:
+        super().__init__(policy, sink, Roster(), follows_standing=True)
+        self._options = policy.options
+        self.found_filter = False
+        """Whether the program has a filter of flagshim, left by a supervisor that died."""
         self._calls = numbered_calls()
         self._restarted = native_numbers(_RESTARTED)
         self._leave_at: float | None = None
-        self._leaving = False
+        self.left = False
+        """Whether the program was left, and has not ended."""
 
     def run(self, target: Target, seconds: float | None, stops: Stops) -> None:
         """Serve a process until it ends, a signal tells us to leave it, or time is up.
@@ -114,38 +117,24 @@ class AttachEngine(Tracer):
         self._leave_at = None if seconds is None else time.monotonic() + seconds
         self._seize_all(target)
         self.loop(stops)
-        if self._leaving:
+        if self.left:
             self._leave()
 
     # --- attaching ----------------------------------------------------------------------
 
     def _seize_all(self, target: Target) -> None:
-        """Seize every thread; those that a seized one starts meanwhile come by themselves."""
-        for _ in range(_ROUNDS):
-            try:
-                tids = {int(name) for name in os.listdir(f"/proc/{target.pid}/task")}
-            except OSError:
-                tids = set()
-            new = tids - self.threads.keys()
-            if not new:
-                break
-            for tid in new:
-                self._seize(tid, target)
+        try:
+            seize_process(target.pid, self._options, self._seized)
+        except OSError:
+            raise self._refusal(target) from None
         if not self.threads:
             raise FlagshimError(f"process {target.pid} ended meanwhile", "see ps -e")
 
-    def _seize(self, tid: int, target: Target) -> None:
-        try:
-            ptrace_seize(tid, ATTACH_OPTIONS)
-        except ProcessLookupError:
-            return
-        except OSError:
-            if tracee.tracer_of(tid) == os.getpid():  # a child of one that we had seized
-                self.threads[tid] = Thread(tid)
-                return
-            raise self._refusal(target) from None
-        self.threads[tid] = Thread(tid)
-        ptrace_interrupt(tid)
+    def _seized(self, tid: int) -> None:
+        if tid not in self.threads:
+            self.add(tid)
+        with contextlib.suppress(ProcessLookupError):
+            ptrace_interrupt(tid)
 
     @staticmethod
     def _refusal(target: Target) -> FlagshimError:
@@ -173,6 +162,14 @@ class AttachEngine(Tracer):
     def resume(self, tid: int, number: int = 0) -> None:
         """Let a thread run to its next system call, or its return from one."""
         ptrace_syscall(tid, number)
+
+    def seccomp_stop(self, thread: Thread) -> None:
+        """Answer a stop that a filter asked for, right behind the syscall-entry stop."""
+        if self.handler.kind_of_stop(ptrace_entry_info(thread.tid)) is None:
+            refuse(thread.tid)
+        else:
+            self.found_filter = True
+        self.resume(thread.tid)
 
     def syscall_stop(self, thread: Thread) -> None:
         """Answer a syscall-entry or syscall-exit stop."""
@@ -202,17 +199,17 @@ class AttachEngine(Tracer):
     def signalled(self, info: signal.struct_siginfo) -> None:
         """Leave when told to, by whomever."""
         if info.si_signo in _LEAVE_ON:
-            self._leaving = True
+            self.left = True
 
     def attend(self) -> bool:
         """Look at the clock."""
         if self._leave_at is not None and time.monotonic() >= self._leave_at:
-            self._leaving = True
+            self.left = True
         return self._leave_at is not None
 
     def finished(self) -> bool:
         """Tell whether to leave."""
-        return self._leaving
+        return self.left
 
     # --- leaving ------------------------------------------------------------------------
 
@@ -244,7 +241,7 @@ class AttachEngine(Tracer):
                 continue
             thread = self.threads.get(tid)
             if thread is None:  # a child that came while we were leaving
-                thread = self.threads[tid] = Thread(tid)
+                thread = self.add(tid)
             try:
                 self._leave_thread(thread, status)
             except ProcessLookupError:
@@ -271,5 +268,5 @@ class AttachEngine(Tracer):
     def _forget(self, thread: Thread) -> None:
         if thread.put_back is not None:
             thread.put_back()
-        del self.threads[thread.tid]
+        self.remove(thread.tid)
         self.handler.gone(thread)

@@ -12,9 +12,8 @@ from typing import NoReturn
 
 from flagshim import descriptors, tracee
 from flagshim.engines.command import REPORT, Command, NotStarted
-from flagshim.errors import FlagshimError
+from flagshim.errors import FlagshimError, Say
 from flagshim.linux import (
-    TRACE_OPTIONS,
     allow_any_tracer,
     is_child_subreaper,
     ptrace_seize,
@@ -33,11 +32,12 @@ class NotServed(FlagshimError):
 Serve = Callable[[int, int, Callable[[], None]], None]
 
 
-def become_served(command: Command, serve: Serve, say: Callable[[str], None]) -> NoReturn:
+def become_served(command: Command, options: int, serve: Serve, say: Say) -> NoReturn:
     """Turn this process into `command`, traced by a helper that calls `serve`.
 
     Args:
         command: what to become.
+        options: PTRACE_O_*.
         serve: called in the helper with our PID, seized; a descriptor that gives a REPORT if
             CMD could not be started, and nothing if it was; and what to call when CMD may start.
         say: where the helper tells of what goes wrong later.
@@ -57,7 +57,7 @@ def become_served(command: Command, serve: Serve, say: Callable[[str], None]) ->
     with _not_a_reaper():
         middle = os.fork()
         if middle == 0:
-            _detach(answer_write, report_read, serve, say, pid, command.name)
+            _detach(answer_write, report_read, options, serve, say, pid, command.name)
         with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
             os.waitpid(middle, 0)
     os.close(answer_write)
@@ -80,7 +80,7 @@ def become_served(command: Command, serve: Serve, say: Callable[[str], None]) ->
 
 
 def _detach(
-    answer: int, report: int, serve: Serve, say: Callable[[str], None], pid: int, name: str
+    answer: int, report: int, options: int, serve: Serve, say: Say, pid: int, name: str
 ) -> NoReturn:
     """Be the process between caller and helper, and then the helper."""
     ready = False
@@ -107,7 +107,7 @@ def _detach(
         if tracer:
             by = os.fsdecode(tracee.comm(tracer))
             raise FlagshimError(f"it is traced by {by} (PID {tracer})")
-        ptrace_seize(pid, TRACE_OPTIONS)
+        ptrace_seize(pid, options)
         serve(pid, report, start)
     except Exception as error:
         text = (isinstance(error, OSError) and error.strerror) or str(error)

@@ -5,7 +5,7 @@ import os
 from flagshim import tracee
 from flagshim.engines.command import REPORT, Command, NotStarted
 from flagshim.errors import FlagshimError
-from flagshim.linux import TRACE_OPTIONS, ptrace_seize
+from flagshim.linux import ptrace_seize
 
 
 class Child:
@@ -28,11 +28,15 @@ class Child:
         return NotStarted(*REPORT.unpack(report)) if report else None
 
 
-def start(command: Command) -> Child:
+def start(command: Command, options: int) -> Child:
     """Fork a child, seize it, and have it wait for `Child.release`.
 
     fork and exec, not subprocess.Popen: that would close descriptors CMD was given, and
     QEMU is often given some.
+
+    Args:
+        command: what the child is to become.
+        options: PTRACE_O_*.
 
     Raises:
         FlagshimError: the child could not be traced.
@@ -53,7 +57,7 @@ def start(command: Command) -> Child:
     os.close(gate_read)
     os.close(report_write)
     try:
-        ptrace_seize(pid, TRACE_OPTIONS)
+        ptrace_seize(pid, options)
     except OSError as error:
         os.close(gate_write)
         os.waitpid(pid, 0)

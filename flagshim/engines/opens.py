@@ -66,13 +66,16 @@ class OpenHandler:
             ProcessLookupError: the thread was killed meanwhile.
         """
         info = ptrace_entry_info(thread.tid)
-        kind = kind_of(info[11])
-        if kind is None or self._calls.get((info[1], info[4] & ~X32_BIT)) is not kind:
-            # A filter of the program's own: without a tracer RET_TRACE is ENOSYS (seccomp(2)).
-            ptrace_poke_user(thread.tid, NUMBER, -1)
-            ptrace_poke_user(thread.tid, RESULT, -errno.ENOSYS)
+        kind = self.kind_of_stop(info)
+        if kind is None:
+            refuse(thread.tid)
             return False
         return self.entered_call(thread, kind, info)
+
+    def kind_of_stop(self, info: SyscallEntry) -> Kind | None:
+        """Return what a seccomp stop is about; None if a filter of the program's own made it."""
+        kind = kind_of(info[11])
+        return kind if self._calls.get((info[1], info[4] & ~X32_BIT)) is kind else None
 
     def entered_call(self, thread: Thread, kind: Kind, info: SyscallEntry) -> bool:
         """Handle a stop at the beginning of a call. True asks for a stop when it returns.
@@ -460,6 +463,12 @@ class OpenHandler:
 
     def _blind_spot(self, thread: Thread, kind: str) -> None:
         self._sink.blind_spot(kind, text_or_bytes(self._process(thread).program))
+
+
+def refuse(tid: int) -> None:
+    """Have the call at a seccomp stop fail as it would without a tracer (seccomp(2), RET_TRACE)."""
+    ptrace_poke_user(tid, NUMBER, -1)
+    ptrace_poke_user(tid, RESULT, -errno.ENOSYS)
 
 
 def _signed(register: int) -> int:

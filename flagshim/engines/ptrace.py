@@ -4,19 +4,20 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from flagshim import descriptors
 from flagshim.engines.command import Command
 from flagshim.engines.forwarding import FORWARDED, Forwarding
 from flagshim.engines.launch import start
+from flagshim.engines.policy import Policy
+from flagshim.engines.roster import Roster
 from flagshim.engines.sink import Sink
 from flagshim.engines.stops import TERMINAL_STOPS, Stops
-from flagshim.engines.threads import Thread
 from flagshim.engines.tracer import Tracer
 from flagshim.linux import ptrace_signal_sender
 from flagshim.openflags import bits_of
-from flagshim.rules import MACHINE, Exemption, Rule, flag_bits
+from flagshim.rules import MACHINE, flag_bits
 from flagshim.seccomp import build_filter
 from flagshim.tracee import thread_group
 
@@ -25,10 +26,9 @@ _STOP_SECONDS = 1.0
 """How long after ^Z we wait for CMD to stop before we take it that it will not."""
 
 
-def filter_for(rules: Sequence[Rule], exemption: Exemption) -> bytes:
+def filter_for(policy: Policy) -> bytes:
     """Return the seccomp filter that a command under this engine needs."""
-    leaves = bool(exemption.programs)
-    return build_filter(flag_bits(rules), bits_of("O_PATH", MACHINE), leaves)
+    return build_filter(flag_bits(policy.rules), bits_of("O_PATH", MACHINE), policy.leaves)
 
 
 class PtraceEngine(Tracer):
@@ -36,10 +36,9 @@ class PtraceEngine(Tracer):
 
     name = "ptrace"
 
-    def __init__(self, rules: Sequence[Rule], sink: Sink, exemption: Exemption) -> None:
-        super().__init__(rules, sink, exemption, follows_standing=not exemption.programs)
-        self._child_pid = 0
-        self._child_status = 0
+    def __init__(self, policy: Policy, sink: Sink, roster: Roster) -> None:
+        super().__init__(policy, sink, roster, follows_standing=not policy.leaves)
+        self._options = policy.options
         self._relays = False
         self._stop_until = 0.0
         self._forwarding = Forwarding()
@@ -61,16 +60,17 @@ class PtraceEngine(Tracer):
             FlagshimError: it could not be started.
         """
         self._relays = True
-        child = start(command)
+        child = start(command, self._options)
+        self._take_in(child.pid)
         child.release()
         descriptors.blank(0, 1)  # stderr is for our last line
         descriptors.close(inherited)
-        self._supervise(child.pid, stops)
+        self.loop(stops)
         self._wait_if_exempt(stops)
         reason = child.not_started()
         if reason is not None:
             raise command.failure(reason)
-        return self._child_status
+        return self.roster.status
 
     def serve(self, pid: int, stops: Stops) -> int | None:
         """Serve a process, seized already, that is not our child, until it and its kind end.
@@ -78,18 +78,28 @@ class PtraceEngine(Tracer):
         Returns:
             Its wait status; None if it became a program that is exempt.
         """
-        self._supervise(pid, stops)
-        return None if self._child_pid else self._child_status
+        self._take_in(pid)
+        return self.go_on(set(), stops)
 
-    def _supervise(self, pid: int, stops: Stops) -> None:
-        self._child_pid = pid
-        self.threads[pid] = Thread(pid)
+    def go_on(self, tids: Iterable[int], stops: Stops) -> int | None:
+        """Serve threads, seized already, that another supervisor served before.
+
+        Returns:
+            The wait status of the command, which the roster knows; None if nobody does.
+        """
+        for tid in tids:
+            self.add(tid)
         self.loop(stops)
+        return None if self.roster.command else self.roster.status
+
+    def _take_in(self, pid: int) -> None:
+        self.roster.command_started(pid)
+        self.add(pid)
 
     def _wait_if_exempt(self, stops: Stops) -> None:
         """Wait for the command if it goes on although we trace nobody any more."""
-        while self._child_pid:
-            pid, status = os.waitpid(self._child_pid, os.WNOHANG)
+        while self.roster.command:
+            pid, status = os.waitpid(self.roster.command, os.WNOHANG)
             if pid:
                 self.ended(pid, status)
                 return
@@ -111,9 +121,8 @@ class PtraceEngine(Tracer):
 
     def ended(self, tid: int, status: int) -> None:
         """Keep the wait status of the command itself."""
-        if tid == self._child_pid:
-            self._child_status = status
-            self._child_pid = 0  # from now on it may be anybody's
+        if tid == self.roster.command:
+            self.roster.command_ended(status)
 
     def signal_stop(self, tid: int, number: int) -> None:
         """Deliver a signal, and remember whose it is if it might be one to pass on."""
@@ -138,7 +147,8 @@ class PtraceEngine(Tracer):
 
         A tracee's ID is its own until we have been told of its end.
         """
-        for pid in [self._child_pid] if self._child_pid else self._survivors():
+        command = self.roster.command
+        for pid in [command] if command else self._survivors():
             with contextlib.suppress(OSError):
                 os.kill(pid, number)
 
@@ -151,7 +161,7 @@ class PtraceEngine(Tracer):
 
     def _command_threads(self) -> set[int]:
         try:
-            return {int(name) for name in os.listdir(f"/proc/{self._child_pid or None}/task")}
+            return {int(name) for name in os.listdir(f"/proc/{self.roster.command or None}/task")}
         except OSError:
             return set()
 

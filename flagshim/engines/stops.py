@@ -9,7 +9,8 @@ from flagshim.linux import WAIT_TRACEES
 
 TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 
-_WAITED = FORWARDED | TERMINAL_STOPS | {signal.SIGCHLD, signal.SIGCONT}
+WAITED = FORWARDED | TERMINAL_STOPS | {signal.SIGCHLD, signal.SIGCONT}
+"""Signals that a supervisor takes when it looks for them, and not when they come."""
 
 SPIN_SECONDS = 100e-6
 """How long to poll before sleeping. Waking an idle CPU takes most of the time of a stop."""
@@ -35,7 +36,7 @@ class Stops:
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             # Else children would vanish before we hear of their end.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
+        signal.pthread_sigmask(signal.SIG_BLOCK, WAITED)
         self._next_look = 0.0
         # On one CPU nobody else runs while we poll.
         self._spin = SPIN_SECONDS if len(os.sched_getaffinity(0)) > 1 else 0.0
@@ -74,8 +75,8 @@ class Stops:
     def sleep(self, seconds: float | None) -> signal.struct_siginfo | None:
         """Wait for a signal, SIGCHLD included; None after `seconds` without one."""
         if seconds is None:
-            return signal.sigwaitinfo(_WAITED)
-        return signal.sigtimedwait(_WAITED, seconds)
+            return signal.sigwaitinfo(WAITED)
+        return signal.sigtimedwait(WAITED, seconds)
 
     def glance(self) -> signal.struct_siginfo | None:
         """Take a signal that is there, if the last look was a while ago."""
@@ -83,4 +84,4 @@ class Stops:
         if now < self._next_look:
             return None
         self._next_look = now + _LOOK_SECONDS
-        return signal.sigtimedwait(_WAITED, 0)
+        return signal.sigtimedwait(WAITED, 0)

@@ -8,10 +8,11 @@ end. ptrace.py and attach.py say how it begins, and what stops they ask for.
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
 
 from flagshim import tracee
 from flagshim.engines.opens import OpenHandler
+from flagshim.engines.policy import Policy
+from flagshim.engines.roster import Roster
 from flagshim.engines.sink import Sink
 from flagshim.engines.stops import Stops
 from flagshim.engines.threads import Thread
@@ -25,7 +26,6 @@ from flagshim.linux import (
     ptrace_listen,
     ptrace_syscall,
 )
-from flagshim.rules import Exemption, Rule
 from flagshim.trace.events import text_or_bytes
 
 _GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
@@ -36,25 +36,31 @@ _RETRY_SECONDS = 0.05
 class Tracer:
     """Answers stops until no tracee is left. Subclasses override what is not underscored."""
 
-    def __init__(
-        self,
-        rules: Sequence[Rule],
-        sink: Sink,
-        exemption: Exemption,
-        follows_standing: bool,
-    ) -> None:
+    def __init__(self, policy: Policy, sink: Sink, roster: Roster, follows_standing: bool) -> None:
         """Trace nobody yet.
 
         Args:
-            rules: in order.
+            policy: what to do with programs.
             sink: where events go.
-            exemption: programs to let go of as soon as they begin.
+            roster: of the tracees, to be kept.
             follows_standing: whether calls of Kind.STANDING stop.
         """
         self.sink = sink
-        self.handler = OpenHandler(rules, sink, follows_standing)
+        self.handler = OpenHandler(policy.rules, sink, follows_standing)
         self.threads: dict[int, Thread] = {}
-        self._exemption = exemption
+        self.roster = roster
+        self._exemption = policy.exemption
+
+    def add(self, tid: int) -> Thread:
+        """Take in a thread that is traced from now on, nothing being known of it."""
+        thread = self.threads[tid] = Thread(tid)
+        self.roster.add(tid)
+        return thread
+
+    def remove(self, tid: int) -> Thread | None:
+        """Forget a thread that is not traced any more."""
+        self.roster.remove(tid)
+        return self.threads.pop(tid, None)
 
     def loop(self, stops: Stops) -> None:
         """Serve the threads in `threads` and all that come of them until they have ended."""
@@ -102,6 +108,13 @@ class Tracer:
         """Answer a stop for the delivery of a signal."""
         self.resume(tid, number)
 
+    def seccomp_stop(self, thread: Thread) -> None:
+        """Answer a stop at the beginning of a call that a filter asked for."""
+        if self.handler.entered(thread):
+            ptrace_syscall(thread.tid)
+        else:
+            self.resume(thread.tid)
+
     def syscall_stop(self, thread: Thread) -> None:
         """Answer a syscall-exit stop, the only kind that is asked for here."""
         event = self.handler.exited(thread)
@@ -124,15 +137,12 @@ class Tracer:
             return
         thread = self.threads.get(tid)
         if thread is None:  # a child's first stop often comes before its parent's event
-            thread = self.threads[tid] = Thread(tid)
+            thread = self.add(tid)
         event = status >> 16
         stop = os.WSTOPSIG(status)
         try:
             if event == PTRACE_EVENT_SECCOMP:
-                if self.handler.entered(thread):
-                    ptrace_syscall(tid)
-                else:
-                    self.resume(tid)
+                self.seccomp_stop(thread)
             elif event == PTRACE_EVENT_STOP and stop in _GROUP_STOPS:
                 thread.stopped = True
                 ptrace_listen(tid)
@@ -165,24 +175,21 @@ class Tracer:
 
         It then has the leader's ID, and its former one never reports an end (ptrace(2)).
         """
-        former = self.threads.pop(ptrace_event_message(thread.tid), thread)
+        tid = thread.tid
+        former = self.remove(ptrace_event_message(tid)) or thread
         for gone in (thread, former):
             self.handler.gone(gone)
-        self.handler.process_gone(thread.tid)
-        tid = thread.tid
-        if self._exemption.programs:
-            program = tracee.program_name(tid)
-            # Also by the name it was started under, as in sh for dash (comm is set by exec).
-            if any(map(self._exemption.covers, (program, tracee.comm(tid)))):
-                self.sink.blind_spot("exempt", text_or_bytes(program))
-                self.threads.pop(tid, None)
-                ptrace_detach(tid)
-                return
-        self.threads[tid] = Thread(tid)
+        self.handler.process_gone(tid)
+        if self._exemption.programs and self._exemption.covers(tracee.names(tid)):
+            self.sink.blind_spot("exempt", text_or_bytes(tracee.program_name(tid)))
+            self.remove(tid)
+            ptrace_detach(tid)
+            return
+        self.add(tid)
         self.resume(tid)
 
     def _gone(self, tid: int, status: int) -> None:
-        thread = self.threads.pop(tid, None)
+        thread = self.remove(tid)
         if thread is not None:
             self.handler.gone(thread)
             self.handler.process_gone(tid)

@@ -4,10 +4,12 @@ import os
 import sys
 
 from flagshim.engines.command import command_for
+from flagshim.engines.policy import Policy
 from flagshim.engines.ptrace import PtraceEngine, filter_for
+from flagshim.engines.roster import Roster
 from flagshim.engines.sink import Sink
 from flagshim.engines.stops import Stops
-from flagshim.rules import BUILT_IN, NONE_EXEMPT
+from flagshim.rules import BUILT_IN
 from flagshim.trace.events import Decision, OpenEvent
 
 # It becomes the other user by itself: the Python that runs us may be root's alone.
@@ -35,8 +37,9 @@ def open_supervised(user: str, path: str) -> tuple[int, list[str | bytes | None]
     """
     sink = _Opened()
     argv = [sys.executable, "-P", "-s", "-S", "-c", _OPEN, user, path]
-    command = command_for(argv, filter_for([BUILT_IN], NONE_EXEMPT), None)
-    status = PtraceEngine([BUILT_IN], sink, NONE_EXEMPT).run(command, [], Stops())
+    policy = Policy([BUILT_IN])
+    command = command_for(argv, filter_for(policy), None)
+    status = PtraceEngine(policy, sink, Roster()).run(command, [], Stops())
     return os.waitstatus_to_exitcode(status), sink.paths
 
 

@@ -11,19 +11,16 @@ import signal
 import sqlite3
 import struct
 import time
-from collections.abc import Callable
 from typing import NoReturn
 
 from flagshim import descriptors
+from flagshim.errors import Say
 from flagshim.linux import set_name, set_title
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.store import Batch, BlindSpot, Session, TraceFile
 
 HEADER = struct.Struct("=I")
 """Length of the marshalled message that follows."""
-
-Say = Callable[[str], None]
-"""How to tell somebody of a trouble, in one line."""
 
 _READ_SIZE = 1 << 20
 _RETRY_SECONDS = 0.1
@@ -176,7 +173,9 @@ class _Keeper:
         self._trace.close()
 
     def _end_session(self) -> None:
-        if not self._ended:  # the supervisor was killed: `ended_ns` stays NULL
+        if not self._ended:  # `ended_ns` stays NULL
+            trouble = (time.time_ns(), "the supervisor was killed")
+            self._trace.append(self._session.id, Batch(troubles=[trouble]))
             return
         if self._began:
             self._trace.end_session(self._session.id, self._exit_status)

@@ -9,9 +9,10 @@ import sqlite3
 import time
 from collections import Counter
 
+from flagshim.errors import Say
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.events import Decision, OpenEvent
-from flagshim.trace.keeper import HEADER, Say, keep
+from flagshim.trace.keeper import HEADER, keep
 from flagshim.trace.store import Batch, Session, TraceFile
 
 _FLUSH_NS = 50_000_000

@@ -1,0 +1,214 @@
+"""The supervisor dies: what the program sees is what was asked for, and the trace is whole."""
+
+import os
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.conftest import SECONDS, Build, Place, Runner
+from tests.kernel.test_attach import Asked, asked, attach, wait_until  # noqa: F401
+from tests.support import REPOSITORY, flagshim_command, rows
+
+PROCESSES, THREADS, OPENS, FEWER = 8, 4, 100_003, 30_011
+MODES = pytest.mark.parametrize(("mode", "opens"), [("run", OPENS), ("exec", FEWER)])
+KEPT_NS = 500_000_000
+"""What may be missing of the time before a supervisor's end. It is 100 ms on a quiet machine."""
+GAP_NS = 3_000_000_000
+"""When a successor serves at the latest. It takes some milliseconds on a quiet machine."""
+
+
+class Storm:
+    """A program under a supervisor that makes opens as fast as it can."""
+
+    def __init__(
+        self, run: Runner, program: str, place: Place, mode: str, *options: str, opens: int = OPENS
+    ) -> None:
+        self.log = place.path / "log"
+        self.log.write_bytes(bytes(8 * opens))
+        self.log.chmod(0o666)
+        self.opens = opens
+        argv = [program, str(PROCESSES), str(THREADS), str(opens), str(place.file), str(self.log)]
+        command = run.command(argv, *options)
+        command[command.index("run")] = mode
+        self.trace = run.trace
+        self.process = subprocess.Popen(
+            command, cwd=REPOSITORY, stderr=subprocess.PIPE, start_new_session=True
+        )
+        self.program = program
+        wait_until(self.threads)
+        self.supervisor = tracer_of(next(iter(self.threads())))
+
+    def threads(self) -> set[int]:
+        """IDs of the processes that run the program."""
+        found = set()
+        for name in os.listdir("/proc"):
+            if name.isdecimal():
+                try:
+                    if os.readlink(f"/proc/{name}/exe") == self.program:
+                        found.add(int(name))
+                except OSError:
+                    continue
+        return found
+
+    def times(self) -> list[int]:
+        """When the opens that are done returned; minus that where they failed."""
+        return [ns for (ns,) in struct.iter_unpack("=q", self.log.read_bytes()) if ns]
+
+    def events(self) -> int:
+        return rows(self.trace, "SELECT count(*) FROM event")[0][0]
+
+
+def tracer_of(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("TracerPid:")[1].split()[0])
+
+
+@pytest.fixture
+def start(run: Runner, build: Build, place: Place) -> Iterator[Callable[..., Storm]]:
+    storms: list[Storm] = []
+
+    def start_(mode: str, *options: str, **kwargs: int) -> Storm:
+        storms.append(Storm(run, build("endure"), place, mode, *options, **kwargs))
+        return storms[-1]
+
+    yield start_
+    for storm in storms:
+        for pid in storm.threads():
+            os.kill(pid, signal.SIGKILL)
+        storm.process.communicate(timeout=SECONDS)
+
+
+def check(trace: Path) -> None:
+    assert rows(trace, "PRAGMA integrity_check") == [("ok",)]
+
+
+@MODES
+def test_kill_takes_the_program_along(start: Callable[..., Storm], mode: str, opens: int) -> None:
+    storm = start(mode, opens=opens)
+    wait_until(lambda: storm.events() > opens * 2 // 3)
+    moment = time.time_ns()
+    os.kill(storm.supervisor, signal.SIGKILL)
+    wait_until(lambda: not storm.threads())
+    storm.process.communicate(timeout=SECONDS)
+    assert storm.process.returncode == -signal.SIGKILL
+    wait_until(lambda: rows(storm.trace, "SELECT text FROM trouble"))
+    assert rows(storm.trace, "SELECT text FROM trouble") == [("the supervisor was killed",)]
+    assert rows(storm.trace, "SELECT ended_ns, exit_status FROM session") == [(None, None)]
+    check(storm.trace)
+    times = storm.times()
+    assert min(times) > 0, "none failed"
+    before = sum(ns < moment - KEPT_NS for ns in times)
+    assert 0 < before <= storm.events() <= len(times) + PROCESSES * THREADS
+    assert len(times) < opens
+
+
+@MODES
+def test_continue_serves_on(start: Callable[..., Storm], mode: str, opens: int) -> None:
+    storm = start(mode, "--if-supervisor-dies", "continue", opens=opens)
+    wait_until(lambda: storm.events() > opens * 2 // 3)
+    moment = time.time_ns()
+    os.kill(storm.supervisor, signal.SIGKILL)
+    wait_until(lambda: not storm.threads())
+    _, err = storm.process.communicate(timeout=SECONDS)
+    if mode == "run":
+        assert storm.process.returncode == -signal.SIGKILL, "it was the supervisor"
+        assert b"the supervisor died; " in err
+    else:
+        assert storm.process.returncode == 7
+    wait_until(lambda: rows(storm.trace, "SELECT ended_ns FROM session") != [(None,)])
+    assert rows(storm.trace, "SELECT exit_status FROM session") == [(7,)]
+    said = [text for (text,) in rows(storm.trace, "SELECT text FROM trouble ORDER BY time_ns")]
+    assert sorted(text.split(";")[0] for text in said) == [
+        "the supervisor died", "the supervisor was killed"
+    ]  # fmt: skip
+    check(storm.trace)
+    times = storm.times()
+    assert len(times) == opens
+    failed = [-ns for ns in times if ns < 0]
+    assert all(moment < ns < moment + GAP_NS for ns in failed)
+    events = rows(storm.trace, "SELECT time_ns FROM event WHERE errno IS NULL")
+    served = len(times) - len(failed)
+    lost = sum(moment - KEPT_NS < ns for ns in times if 0 < ns < moment + KEPT_NS)
+    assert served - lost <= len(events) <= served + PROCESSES * THREADS
+    assert rows(storm.trace, "SELECT seen FROM session") == [(storm.events(),)]
+
+
+def test_many_deaths(start: Callable[..., Storm]) -> None:
+    """Each successor has a guard of its own."""
+    storm = start("exec", "--if-supervisor-dies", "continue")
+    pid = storm.process.pid
+    former = 0
+    for _ in range(23):
+        wait_until(lambda former=former: tracer_of(pid) not in (0, former))
+        former = tracer_of(pid)
+        os.kill(former, signal.SIGKILL)
+    wait_until(lambda: not storm.threads())
+    storm.process.communicate(timeout=SECONDS)
+    assert storm.process.returncode == 7
+    wait_until(lambda: rows(storm.trace, "SELECT ended_ns FROM session") != [(None,)])
+    check(storm.trace)
+    times = storm.times()
+    assert len(times) == OPENS
+    assert any(ns > 0 for ns in times[-7:]), "it is served at the end"
+
+
+def children(pid: int) -> list[int]:
+    return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def guard_of(storm: Storm) -> int:
+    title = f"flagshim: guard of {storm.supervisor}"
+    (guard,) = (
+        pid
+        for pid in children(storm.supervisor)
+        if Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0") == title
+    )
+    return guard
+
+
+def test_a_killed_guard_is_not_missed(start: Callable[..., Storm]) -> None:
+    storm = start("run", "--if-supervisor-dies", "continue", opens=20_011)
+    os.kill(guard_of(storm), signal.SIGKILL)
+    _, err = storm.process.communicate(timeout=SECONDS)
+    assert storm.process.returncode == 7
+    assert b"20011 of 20011 opens rewritten" in err
+    assert min(storm.times()) > 0
+
+
+def test_without_guard_and_supervisor_attach_helps(
+    start: Callable[..., Storm], run: Runner
+) -> None:
+    storm = start("exec", "--if-supervisor-dies", "continue")
+    wait_until(lambda: storm.events() > 101)
+    os.kill(guard_of(storm), signal.SIGKILL)
+    os.kill(storm.supervisor, signal.SIGKILL)
+    wait_until(lambda: any(ns < 0 for ns in storm.times()[-101:]))
+    attached = subprocess.Popen(
+        [*flagshim_command(), "attach", "-o", str(run.trace) + "2", str(storm.process.pid)],
+        cwd=REPOSITORY, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _, err = attached.communicate(timeout=SECONDS)
+    assert attached.returncode == 0, err
+    storm.process.communicate(timeout=SECONDS)
+    assert storm.process.returncode == 7
+
+
+def test_attach_leaves_the_program(run: Runner, asked: Asked) -> None:  # noqa: F811
+    process = attach(run, asked.pid)
+    assert asked.ask() == "opened"
+    process.kill()
+    process.communicate(timeout=SECONDS)
+    assert asked.ask() == "Operation not permitted"
+
+
+def test_attach_takes_it_along_if_asked(run: Runner, asked: Asked) -> None:  # noqa: F811
+    process = attach(run, asked.pid, "--if-supervisor-dies", "kill")
+    assert asked.ask() == "opened"
+    process.kill()
+    process.communicate(timeout=SECONDS)
+    assert asked.process.wait(timeout=SECONDS) == -signal.SIGKILL
