@@ -13,6 +13,7 @@ from ptrace.binding.func import (
     PTRACE_CONT,
     PTRACE_DETACH,
     PTRACE_GETEVENTMSG,
+    PTRACE_GETREGS,
     PTRACE_GETSIGINFO,
     PTRACE_O_TRACECLONE,
     PTRACE_O_TRACEEXEC,
@@ -21,13 +22,17 @@ from ptrace.binding.func import (
     PTRACE_O_TRACEVFORK,
     PTRACE_PEEKUSER,
     PTRACE_POKEUSER,
+    PTRACE_SETREGS,
     PTRACE_SYSCALL,
 )
+from ptrace.binding.linux_struct import user_regs_struct
 
 # ptrace(2); python-ptrace 0.9 stops before PTRACE_SEIZE (Linux 3.4).
 PTRACE_SEIZE: Final = 0x4206
 PTRACE_INTERRUPT: Final = 0x4207
 PTRACE_LISTEN: Final = 0x4208
+PTRACE_GETSIGMASK: Final = 0x420A
+PTRACE_SETSIGMASK: Final = 0x420B
 PTRACE_GET_SYSCALL_INFO: Final = 0x420E
 PTRACE_EVENT_FORK: Final = 1
 PTRACE_EVENT_VFORK: Final = 2
@@ -141,6 +146,41 @@ def peek_user(tid: int, offset: int) -> int:
     if value == -1 and ctypes.get_errno():
         raise _failure()
     return value & 0xFFFF_FFFF_FFFF_FFFF
+
+
+Registers = dict[str, int]
+"""struct user_regs_struct of sys/user.h, by member."""
+_registers = user_regs_struct()
+_registers_at = ctypes.addressof(_registers)
+
+
+def get_registers(tid: int) -> Registers:
+    """Read all general registers of a stopped thread."""
+    _ptrace(PTRACE_GETREGS, tid, 0, _registers_at)
+    return {name: getattr(_registers, name) for name, _ in user_regs_struct._fields_}
+
+
+def set_registers(tid: int, registers: Registers) -> None:
+    """Write all general registers of a stopped thread."""
+    for name, value in registers.items():
+        setattr(_registers, name, value)
+    _ptrace(PTRACE_SETREGS, tid, 0, _registers_at)
+
+
+_signal_mask = ctypes.c_uint64()
+_signal_mask_at = ctypes.addressof(_signal_mask)
+
+
+def get_signal_mask(tid: int) -> int:
+    """Return the blocked signals of a stopped thread; signal N is bit N - 1."""
+    _ptrace(PTRACE_GETSIGMASK, tid, 8, _signal_mask_at)
+    return _signal_mask.value
+
+
+def set_signal_mask(tid: int, mask: int) -> None:
+    """Set the blocked signals of a stopped thread."""
+    _signal_mask.value = mask
+    _ptrace(PTRACE_SETSIGMASK, tid, 8, _signal_mask_at)
 
 
 _event_message = ctypes.c_ulong()

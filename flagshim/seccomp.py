@@ -14,6 +14,8 @@ from flagshim.syscalls import (
     ABI_BY_AUDIT_ARCH,
     ARGUMENTS,
     CLONE_UNTRACED,
+    SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    SECCOMP_SET_MODE_FILTER,
     STANDING_CALLS,
     Kind,
 )
@@ -67,6 +69,10 @@ def build_filter(flag_bits: Iterable[int], o_path: int, leaves: bool = False) ->
         untraced = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, CLONE_UNTRACED, CLONE_UNTRACED)
         program.add_rule(_trace(Kind.CLONE), "clone", untraced)
         program.add_rule(_trace(Kind.CLONE3), "clone3")
+        install = pyseccomp.Arg(0, pyseccomp.EQ, SECCOMP_SET_MODE_FILTER)
+        listener = SECCOMP_FILTER_FLAG_NEW_LISTENER
+        with_one = pyseccomp.Arg(1, pyseccomp.MASKED_EQ, listener, listener)
+        program.add_rule(_trace(Kind.LISTENER), "seccomp", install, with_one)
 
     with tempfile.TemporaryFile() as file:
         program.export_bpf(file)
@@ -85,6 +91,7 @@ def numbered_calls() -> dict[tuple[int, int], Kind]:
     names[Kind.SETFL] = ("fcntl", "fcntl64")
     names[Kind.STANDING] = STANDING_CALLS
     names[Kind.IO_URING] = ("io_uring_setup",)
+    names[Kind.LISTENER] = ("seccomp",)
     names[Kind.CLONE] = ("clone",)
     names[Kind.CLONE3] = ("clone3",)
     found = {}

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from flagshim import __version__, descriptors
-from flagshim.engines.attach import AttachEngine, find_target
+from flagshim.engines.attach import AttachEngine, find_target, seize_target
 from flagshim.engines.command import User, command_failure, command_for
-from flagshim.engines.detach import NotServed, become_served
+from flagshim.engines.detach import NotServed, become_served, start_helper
 from flagshim.engines.guard import Guard, seize_again, start_guard
+from flagshim.engines.injection import check_injectable, inject_filter
 from flagshim.engines.policy import Fate, Policy
 from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.engines.roster import Roster
@@ -109,7 +110,7 @@ def become(argv: Sequence[str], how: Supervision, user: User | None = None) -> N
         stops = Stops()
         post = _first_post(how, session, _say_in_syslog)
         start()
-        status = post.engine.serve(pid, stops)
+        status = post.engine.serve(pid, {pid}, stops)
         started = not os.read(report, 1)
         post.leave(_exit_status(status), began=started)
         if post.writer.lost:
@@ -196,6 +197,42 @@ def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
         say(f"{text} now; flagshim attach {pid} serves it again")
     writer.close(None)
     return _outcome(0, writer)
+
+
+def attach_for_good(pid: int, how: Supervision) -> int:
+    """Put our filter into a running process, and have a detached helper serve it until it ends.
+
+    The filter cannot be taken back, and without a supervisor what it stops fails with ENOSYS:
+    there is no leaving.
+
+    Args:
+        pid: the process.
+        how: rules and trace.
+
+    Returns:
+        The PID of the helper.
+
+    Raises:
+        FlagshimError: it cannot be traced or given a filter, or the trace is unusable.
+    """
+    target = find_target(pid)
+    check_injectable(pid)
+    session = _begin(target.argv, how, f"{PtraceEngine.name} injected", target.uid)
+
+    def work(start: Callable[[], None]) -> None:
+        tids: set[int] = set()
+        seize_target(target, how.policy.options, tids.add)
+        inject_filter(pid, tids, filter_for(how.policy))
+        stops = Stops()
+        post = _first_post(how, session, _say_in_syslog)
+        start()
+        post.leave(_exit_status(post.engine.serve(pid, tids, stops)))
+
+    try:
+        return start_helper(f"supervisor of {pid}", work, _say_in_syslog)
+    except NotServed:
+        take_back(session)
+        raise
 
 
 def _outcome(exit_status: int, writer: TraceWriter) -> Outcome:

@@ -24,6 +24,8 @@ class Kind(IntEnum):
     CLONE = 8
     CLONE3 = 9
     """A new thread or process, which is to be traced as well."""
+    LISTENER = 10
+    """A filter with a listener, whose answers come before ours (seccomp_unotify(2))."""
 
 
 class Arguments(NamedTuple):
@@ -53,6 +55,10 @@ STANDING_CALLS = (
 CLONE_UNTRACED = 0x0080_0000
 """include/uapi/linux/sched.h: the child is not to be traced automatically."""
 
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+"""First and second argument of seccomp(2), include/uapi/linux/seccomp.h."""
+
 OPEN_HOW_MIN = 24
 """Size of the first struct open_how, openat2(2), in bytes."""
 
@@ -75,6 +81,9 @@ AARCH64 = Abi("aarch64", ("r0", "r1", "r2", "r3", "r4", "r5"), 4, 64)
 
 ABI_BY_AUDIT_ARCH = {0xC000003E: X86_64, 0x40000003: I386, 0xC00000B7: AARCH64}
 """AUDIT_ARCH_* of include/uapi/linux/audit.h, as PTRACE_GET_SYSCALL_INFO reports it."""
+
+RED_ZONE = 128
+"""Bytes below the stack pointer that a function may use (System V ABI, x86-64)."""
 
 X32_BIT = 0x40000000
 """Set in the number of an x32 call, arch/x86/include/uapi/asm/unistd.h."""

@@ -35,6 +35,21 @@ def read_path(tid: int, address: int) -> bytes | None:
         size = PATH_MAX
 
 
+def memory_or_none(tid: int, address: int, size: int) -> bytes | None:
+    """Read memory (at most a page); None where not all of it can be read.
+
+    Raises:
+        ProcessLookupError: the thread is gone.
+    """
+    try:
+        memory = read_memory(tid, address, size)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return None
+    return memory if len(memory) == size else None
+
+
 def force_memory(tid: int, address: int, data: bytes) -> None:
     """Write even where the thread could only read, by a private copy of the page (proc(5), mem)."""
     fd = os.open(f"/proc/{tid}/mem", os.O_WRONLY | os.O_CLOEXEC)

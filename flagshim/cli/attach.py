@@ -5,11 +5,12 @@ from pathlib import Path
 
 import click
 
-from flagshim.cli.options import sum_up, trace_option
+from flagshim.cli.options import report_on, sum_up, trace_option
 from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.policy import Fate
-from flagshim.errors import FlagshimError
+from flagshim.errors import FlagshimError, say
 from flagshim.session import attach as attach_to
+from flagshim.session import attach_for_good
 from flagshim.trace.location import new_trace
 
 
@@ -19,12 +20,19 @@ from flagshim.trace.location import new_trace
 )
 @click.option("--for", "seconds", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True),
               help="Leave the process after so many seconds. Default: when it ends.")  # fmt: skip
+@click.option("--inject-filter", is_flag=True,
+              help="Put flagshim's seccomp filter into the process, so that only its opens stop: "
+              "fast, and for good. It can never be taken out, and the process needs a supervisor "
+              "from then on: a helper in the background serves it until it ends. Unless it has "
+              "CAP_SYS_ADMIN, no_new_privs is set, and set-user-ID programs that it starts lose "
+              "their privilege.")  # fmt: skip
 @trace_option("a new file")
 @supervision_options
 @click.argument("pid", type=click.IntRange(min=1))
 def attach(
     pid: int,
     seconds: float | None,
+    inject_filter: bool,
     trace: Path | None,
     asked: Asked,
 ) -> int:
@@ -32,11 +40,26 @@ def attach(
 
     ^C, SIGTERM or the end of --for leaves it as it was. Nothing is put into the process, so
     every system call it makes stops twice: it is slowed down much more than under run.
+    With --inject-filter it is quick, and there is no leaving.
 
-    Exit status: 0 once it is left or has ended; 125 if it could not be traced.
+    Exit status: 0 once it is left or has ended, or is served in the background; 125 if it could
+    not be traced.
     """
     if seconds is not None and math.isnan(seconds):
         raise FlagshimError("--for nan: not a number of seconds", "as in --for 60")
+    if inject_filter and seconds is not None:
+        raise FlagshimError(
+            "--inject-filter together with --for: the filter stays", "leave one of them out"
+        )
+    if asked.fate == Fate.KILL:
+        raise FlagshimError(
+            "--if-supervisor-dies kill: not for a process that was there before flagshim",
+            "leave it out: it goes on",
+        )
     file = trace or new_trace(f"pid{pid}")
+    if inject_filter:
+        helper = attach_for_good(pid, asked.supervision(file, Fate.CONTINUE))
+        say(f"process {pid} is served by process {helper} until it ends; see: {report_on(file)}")
+        return 0
     sum_up(attach_to(pid, asked.supervision(file, Fate.CONTINUE), seconds), file)
     return 0

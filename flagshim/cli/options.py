@@ -54,5 +54,9 @@ def sum_up(outcome: Outcome, trace: Path) -> None:
         parts.append(f"{outcome.still_refused} failed all the same")
     if outcome.lost:
         parts.append(f"{outcome.lost} not in the trace ({outcome.trouble})")
-    command = command_line(["flagshim", "report", str(trace)])
-    say(f"{', '.join(parts)}; see: {command}")
+    say(f"{', '.join(parts)}; see: {report_on(trace)}")
+
+
+def report_on(trace: Path) -> str:
+    """Return what to type to see a trace."""
+    return command_line(["flagshim", "report", str(trace)])

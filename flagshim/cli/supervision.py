@@ -54,8 +54,7 @@ _OPTIONS = (
         "fate",
         type=click.Choice([fate.value for fate in Fate]),
         help="What becomes of the program then: the kernel kills it (kill), or it goes on, and a "
-        "guard takes over within moments (continue). Default: kill; for attach, the program just "
-        "goes on.",
+        "guard takes over within moments (continue). Default: kill; never for attach.",
     ),
     click.option(
         "--keep",

@@ -5,16 +5,17 @@ once. That is slow, and it can be undone at any moment.
 """
 
 import contextlib
-import errno
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from flagshim import tracee
 from flagshim.engines.opens import refuse
 from flagshim.engines.policy import Policy
 from flagshim.engines.registers import NUMBER, RESULT
+from flagshim.engines.restarts import result_to_restart
 from flagshim.engines.roster import Roster
 from flagshim.engines.seizing import seize_process
 from flagshim.engines.sink import Sink
@@ -34,15 +35,8 @@ from flagshim.linux import (
     ptrace_poke_user,
     ptrace_syscall,
 )
-from flagshim.seccomp import native_numbers, numbered_calls
+from flagshim.seccomp import numbered_calls
 from flagshim.syscalls import X32_BIT
-
-_RESTARTED = (
-    "epoll_wait", "epoll_pwait", "epoll_pwait2", "semop", "semtimedop", "rt_sigtimedwait",
-    "recvfrom", "recvmsg", "accept", "accept4", "io_getevents",
-)  # fmt: skip
-_EINTR = (1 << 64) - errno.EINTR  # as a register holds it
-_ERESTARTNOHAND = 514  # include/linux/errno.h
 
 _LEAVE_ON = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 _LEAVE_SECONDS = 1.0
@@ -92,6 +86,53 @@ def find_target(pid: int) -> Target:
     )
 
 
+def seize_target(target: Target, options: int, seized: Callable[[int], None]) -> None:
+    """Seize all threads of a process.
+
+    Args:
+        target: the process.
+        options: PTRACE_O_*.
+        seized: called with each thread.
+
+    Raises:
+        FlagshimError: it cannot be traced, and why; or it has ended.
+    """
+    found = False
+
+    def take(tid: int) -> None:
+        nonlocal found
+        found = True
+        seized(tid)
+
+    try:
+        seize_process(target.pid, options, take)
+    except OSError:
+        raise _refusal(target) from None
+    if not found:
+        raise FlagshimError(f"process {target.pid} ended meanwhile", "see ps -e")
+
+
+def _refusal(target: Target) -> FlagshimError:
+    """Name the reason why the kernel does not let us trace a process (ptrace(2), EPERM)."""
+    what = f"cannot trace process {target.pid}"
+    if os.geteuid() not in (0, target.uid):
+        return FlagshimError(f"{what}: it belongs to user {target.uid}", "run flagshim as root")
+    try:
+        with open("/proc/sys/kernel/yama/ptrace_scope") as file:
+            scope = int(file.read())
+    except OSError:
+        scope = 0
+    if scope >= (3 if os.geteuid() == 0 else 1):
+        return FlagshimError(
+            f"{what}: Yama allows only a parent to trace (ptrace_scope {scope})",
+            "run flagshim as root, or start the program with flagshim run",
+        )
+    return FlagshimError(
+        f"{what}: the kernel refuses it (set-user-ID, a container, or a security module)",
+        "run flagshim as root outside the container; see flagshim doctor",
+    )
+
+
 class AttachEngine(Tracer):
     """Serves one running process, its threads, and from then on its children."""
 
@@ -103,7 +144,6 @@ class AttachEngine(Tracer):
         self.found_filter = False
         """Whether the program has a filter of flagshim, left by a supervisor that died."""
         self._calls = numbered_calls()
-        self._restarted = native_numbers(_RESTARTED)
         self._leave_at: float | None = None
         self.left = False
         """Whether the program was left, and has not ended."""
@@ -115,47 +155,18 @@ class AttachEngine(Tracer):
             FlagshimError: it cannot be traced.
         """
         self._leave_at = None if seconds is None else time.monotonic() + seconds
-        self._seize_all(target)
+        seize_target(target, self._options, self._seized)
         self.loop(stops)
         if self.left:
             self._leave()
 
     # --- attaching ----------------------------------------------------------------------
 
-    def _seize_all(self, target: Target) -> None:
-        try:
-            seize_process(target.pid, self._options, self._seized)
-        except OSError:
-            raise self._refusal(target) from None
-        if not self.threads:
-            raise FlagshimError(f"process {target.pid} ended meanwhile", "see ps -e")
-
     def _seized(self, tid: int) -> None:
         if tid not in self.threads:
             self.add(tid)
         with contextlib.suppress(ProcessLookupError):
             ptrace_interrupt(tid)
-
-    @staticmethod
-    def _refusal(target: Target) -> FlagshimError:
-        """Name the reason why the kernel does not let us trace a process (ptrace(2), EPERM)."""
-        what = f"cannot trace process {target.pid}"
-        if os.geteuid() not in (0, target.uid):
-            return FlagshimError(f"{what}: it belongs to user {target.uid}", "run flagshim as root")
-        try:
-            with open("/proc/sys/kernel/yama/ptrace_scope") as file:
-                scope = int(file.read())
-        except OSError:
-            scope = 0
-        if scope >= (3 if os.geteuid() == 0 else 1):
-            return FlagshimError(
-                f"{what}: Yama allows only a parent to trace (ptrace_scope {scope})",
-                "run flagshim as root, or start the program with flagshim run",
-            )
-        return FlagshimError(
-            f"{what}: the kernel refuses it (set-user-ID, a container, or a security module)",
-            "run flagshim as root outside the container; see flagshim doctor",
-        )
 
     # --- serving ------------------------------------------------------------------------
 
@@ -184,17 +195,11 @@ class AttachEngine(Tracer):
         self.resume(thread.tid)
 
     def interrupted(self, thread: Thread) -> None:
-        """Have a call that our interrupt cut short made again.
-
-        Most restart by themselves. Some return EINTR at once (signal(7), "Interruption of
-        system calls by stop signals"); these get the result that has the kernel restart them
-        unless a signal handler runs. Only calls that have done nothing when they return EINTR.
-        """
-        if (
-            peek_user(thread.tid, RESULT) == _EINTR
-            and peek_user(thread.tid, NUMBER) in self._restarted
-        ):
-            ptrace_poke_user(thread.tid, RESULT, -_ERESTARTNOHAND)
+        """Have a call that our interrupt cut short made again."""
+        result = peek_user(thread.tid, RESULT)
+        restart = result_to_restart(result, peek_user(thread.tid, NUMBER))
+        if restart != result:
+            ptrace_poke_user(thread.tid, RESULT, restart)
 
     def signalled(self, info: signal.struct_siginfo) -> None:
         """Leave when told to, by whomever."""

@@ -7,7 +7,7 @@ with, and the tracer is a grandchild in a session of its own that holds nothing 
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from flagshim import descriptors, tracee
@@ -22,13 +22,15 @@ from flagshim.linux import (
     set_title,
 )
 
-_READY = b"ready"
+_READY = b"ready "
 
 
 class NotServed(FlagshimError):
     """There is no helper, so nobody but the caller can clean up."""
 
 
+Work = Callable[[Callable[[], None]], None]
+"""What a helper does; it calls what it is given when it is ready."""
 Serve = Callable[[int, int, Callable[[], None]], None]
 
 
@@ -49,29 +51,27 @@ def become_served(command: Command, options: int, serve: Serve, say: Say) -> NoR
         raise NotServed(
             "the helper of PID 1 would be its child, and end with it", "use flagshim run"
         )
-    answer_read, answer_write = os.pipe2(os.O_CLOEXEC)
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
     pid = os.getpid()
+
+    def work(start: Callable[[], None]) -> None:
+        tracer = tracee.tracer_of(pid)
+        if tracer:
+            by = os.fsdecode(tracee.comm(tracer))
+            raise FlagshimError(f"it is traced by {by} (PID {tracer})")
+        ptrace_seize(pid, options)
+        serve(pid, report_read, start)
+
     # Yama lets only ancestors trace unless one says who else may (prctl(2), PR_SET_PTRACER).
     allow_any_tracer(True)
-    with _not_a_reaper():
-        middle = os.fork()
-        if middle == 0:
-            _detach(answer_write, report_read, options, serve, say, pid, command.name)
-        with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
-            os.waitpid(middle, 0)
-    os.close(answer_write)
+    try:
+        start_helper(f"supervisor of {pid} ({command.name})", work, say, report_read)
+    except NotServed as error:
+        raise NotServed(f"cannot be traced by a helper: {error}", "see flagshim doctor") from None
     os.close(report_read)
-    answer = b""
-    while chunk := os.read(answer_read, 4096):
-        answer += chunk
-    os.close(answer_read)
     allow_any_tracer(False)
     # None of ours is to be pending for CMD, where the caller blocks it.
     signal.sigtimedwait([signal.SIGCHLD], 0)
-    if answer != _READY:
-        cause = answer.decode(errors="replace") or "the helper ended at once"
-        raise NotServed(f"cannot be traced by a helper: {cause}", "see flagshim doctor")
     try:
         command.become()
     except NotStarted as reason:
@@ -79,16 +79,46 @@ def become_served(command: Command, options: int, serve: Serve, say: Say) -> NoR
         raise command.failure(reason) from None
 
 
-def _detach(
-    answer: int, report: int, options: int, serve: Serve, say: Say, pid: int, name: str
-) -> NoReturn:
+def start_helper(title: str, work: Work, say: Say, *kept: int) -> int:
+    """Start a process that holds nothing of the caller's, in a session of its own.
+
+    Args:
+        title: what ps(1) shows of it.
+        work: what it does.
+        say: where it tells of what goes wrong once it is ready.
+        kept: descriptors that it keeps.
+
+    Returns:
+        Its PID, once it is ready.
+
+    Raises:
+        NotServed: with what it said when it failed before.
+    """
+    answer_read, answer_write = os.pipe2(os.O_CLOEXEC)
+    with _not_a_reaper():
+        middle = os.fork()
+        if middle == 0:
+            _detach(answer_write, title, work, say, kept)
+        with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
+            os.waitpid(middle, 0)
+    os.close(answer_write)
+    answer = b""
+    while chunk := os.read(answer_read, 4096):
+        answer += chunk
+    os.close(answer_read)
+    if not answer.startswith(_READY):
+        raise NotServed(answer.decode(errors="replace") or "the helper ended at once")
+    return int(answer.removeprefix(_READY))
+
+
+def _detach(answer: int, title: str, work: Work, say: Say, kept: Sequence[int]) -> NoReturn:
     """Be the process between caller and helper, and then the helper."""
     ready = False
 
     def start() -> None:
         nonlocal ready
         ready = True
-        os.write(answer, _READY)
+        os.write(answer, _READY + b"%d" % os.getpid())
         os.close(answer)
 
     try:
@@ -96,23 +126,18 @@ def _detach(
         if os.fork():
             os._exit(0)
         set_name("flagshim")
-        set_title(f"flagshim: supervisor of {pid} ({name})")
+        set_title(f"flagshim: {title}")
         descriptors.blank(0, 1, 2)
-        descriptors.close_all_but(answer, report)
+        descriptors.close_all_but(answer, *kept)
         os.chdir("/")  # keeps no filesystem busy
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             # A service manager sends them to everything it started; our end is CMD's.
             signal.signal(number, signal.SIG_IGN)
-        tracer = tracee.tracer_of(pid)
-        if tracer:
-            by = os.fsdecode(tracee.comm(tracer))
-            raise FlagshimError(f"it is traced by {by} (PID {tracer})")
-        ptrace_seize(pid, options)
-        serve(pid, report, start)
+        work(start)
     except Exception as error:
         text = (isinstance(error, OSError) and error.strerror) or str(error)
         if ready:
-            say(f"the helper of process {pid} failed: {type(error).__name__}: {text}")
+            say(f"the {title} failed: {type(error).__name__}: {text}")
         else:
             os.write(answer, text.encode(errors="replace"))
     finally:

@@ -23,12 +23,19 @@ from flagshim.linux import (
 from flagshim.openflags import access_mode
 from flagshim.rules import Rule, decide, flag_bits, fold_path, noatime_refusal
 from flagshim.seccomp import kind_of, numbered_calls
-from flagshim.syscalls import ABI_BY_AUDIT_ARCH, ARGUMENTS, OPEN_HOW_MIN, X32_BIT, Kind
+from flagshim.syscalls import (
+    ABI_BY_AUDIT_ARCH,
+    ARGUMENTS,
+    OPEN_HOW_MIN,
+    RED_ZONE,
+    SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    SECCOMP_SET_MODE_FILTER,
+    X32_BIT,
+    Kind,
+)
 from flagshim.trace.events import Decision, OpenEvent, Reason, text_or_bytes
 
 _ERESTARTSYS, _ERESTART_RESTARTBLOCK = 512, 516  # include/linux/errno.h
-_RED_ZONE = 128
-"""Bytes below the stack pointer that a function may use (System V ABI, x86-64)."""
 _PAGE = 4096
 _RESOLVE_IN_ROOT = 0x10
 _OWN_PROC = (b"/proc/", b"/dev/fd/", b"/dev/std")
@@ -90,6 +97,10 @@ class OpenHandler:
             return True
         if kind is Kind.IO_URING:
             self._blind_spot(thread, "io_uring")
+            return False
+        if kind is Kind.LISTENER:
+            if info[5] == SECCOMP_SET_MODE_FILTER and info[6] & SECCOMP_FILTER_FLAG_NEW_LISTENER:
+                self._blind_spot(thread, "seccomp listener")
             return False
         if kind in (Kind.CLONE, Kind.CLONE3):
             abi = ABI_BY_AUDIT_ARCH[info[1]]
@@ -230,7 +241,7 @@ class OpenHandler:
         if position is not None and tracee.read_path(tid, call.values[position]) != call.path:
             return False
         if call.kind is Kind.OPENAT2:
-            flags = self._former(tid, call.values[call.arguments.flags], 8)
+            flags = tracee.memory_or_none(tid, call.values[call.arguments.flags], 8)
             return flags == call.flags.to_bytes(8, "little")
         return True
 
@@ -298,12 +309,12 @@ class OpenHandler:
         # copy below the stack, where nothing lives, as a signal frame would be laid.
         address, size = call.values[position], call.values[3]
         flags = (call.flags & ~call.clear).to_bytes(8, "little")
-        scratch = (call.key[1] - _RED_ZONE - OPEN_HOW_MIN) & ~15
-        how = self._former(tid, address, size)
+        scratch = (call.key[1] - RED_ZONE - OPEN_HOW_MIN) & ~15
+        how = tracee.memory_or_none(tid, address, size)
         # A kernel takes what follows the part it knows only if it is zero, and then as if it
         # were not there. int $0x80 in a 64-bit program has 32 bits for an address.
         if how and not any(how[OPEN_HOW_MIN:]) and scratch >> call.abi.address_bits == 0:
-            former = self._former(tid, scratch, OPEN_HOW_MIN)
+            former = tracee.memory_or_none(tid, scratch, OPEN_HOW_MIN)
             if former and tracee.try_write(tid, scratch, flags + how[8:OPEN_HOW_MIN]):
                 call.borrowed.append((scratch, former))
                 poke_argument(tid, call.abi, position, scratch)
@@ -311,16 +322,6 @@ class OpenHandler:
                 return
         tracee.force_memory(tid, address, flags)
         call.borrowed.append((address, call.flags.to_bytes(8, "little")))
-
-    @staticmethod
-    def _former(tid: int, address: int, size: int) -> bytes | None:
-        try:
-            former = read_memory(tid, address, size)
-        except ProcessLookupError:
-            raise
-        except OSError:
-            return None
-        return former if len(former) == size else None
 
     def _put_back(self, tid: int, call: OpenCall) -> None:
         """Have registers and memory as the program left them; the ABI promises them unchanged."""

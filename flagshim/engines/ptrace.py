@@ -61,7 +61,8 @@ class PtraceEngine(Tracer):
         """
         self._relays = True
         child = start(command, self._options)
-        self._take_in(child.pid)
+        self.roster.command_started(child.pid)
+        self.add(child.pid)
         child.release()
         descriptors.blank(0, 1)  # stderr is for our last line
         descriptors.close(inherited)
@@ -72,14 +73,19 @@ class PtraceEngine(Tracer):
             raise command.failure(reason)
         return self.roster.status
 
-    def serve(self, pid: int, stops: Stops) -> int | None:
-        """Serve a process, seized already, that is not our child, until it and its kind end.
+    def serve(self, pid: int, tids: Iterable[int], stops: Stops) -> int | None:
+        """Serve a process that is not our child until it and its kind end.
+
+        Args:
+            pid: the process.
+            tids: its threads, seized already.
+            stops: where they stop.
 
         Returns:
             Its wait status; None if it became a program that is exempt.
         """
-        self._take_in(pid)
-        return self.go_on(set(), stops)
+        self.roster.command_started(pid)
+        return self.go_on(tids, stops)
 
     def go_on(self, tids: Iterable[int], stops: Stops) -> int | None:
         """Serve threads, seized already, that another supervisor served before.
@@ -91,10 +97,6 @@ class PtraceEngine(Tracer):
             self.add(tid)
         self.loop(stops)
         return None if self.roster.command else self.roster.status
-
-    def _take_in(self, pid: int) -> None:
-        self.roster.command_started(pid)
-        self.add(pid)
 
     def _wait_if_exempt(self, stops: Stops) -> None:
         """Wait for the command if it goes on although we trace nobody any more."""

@@ -206,9 +206,11 @@ def test_attach_leaves_the_program(run: Runner, asked: Asked) -> None:  # noqa: 
     assert asked.ask() == "Operation not permitted"
 
 
-def test_attach_takes_it_along_if_asked(run: Runner, asked: Asked) -> None:  # noqa: F811
-    process = attach(run, asked.pid, "--if-supervisor-dies", "kill")
-    assert asked.ask() == "opened"
-    process.kill()
-    process.communicate(timeout=SECONDS)
-    assert asked.process.wait(timeout=SECONDS) == -signal.SIGKILL
+def test_attach_never_takes_it_along(run: Runner, asked: Asked) -> None:  # noqa: F811
+    result = subprocess.run(
+        [*flagshim_command(), "attach", "--if-supervisor-dies", "kill", str(asked.pid)],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=SECONDS,
+    )  # fmt: skip
+    assert result.returncode == 125
+    assert "not for a process that was there before flagshim" in result.stderr
+    assert asked.ask() == "Operation not permitted"

@@ -57,6 +57,7 @@ TRACED = [
     (X86_64, 56, (UNTRACED | 17,), Kind.CLONE),
     (X86_64, 435, (), Kind.CLONE3),
     (I386, 120, (UNTRACED,), Kind.CLONE),
+    (X86_64, 317, (1, 9), Kind.LISTENER),
     (I386, 5, (0, NOATIME), Kind.OPEN),
     (I386, 295, (0, 0, NOATIME), Kind.OPENAT),
     (I386, 342, (0, 0, NOATIME), Kind.OPEN_BY_HANDLE_AT),
@@ -91,6 +92,8 @@ ALLOWED = [
     (AARCH64, 56, (0, 0, NOATIME)),
     (X86_64, 59, ()),
     (X86_64, 56, (17,)),
+    (X86_64, 317, (1, 1)),
+    (X86_64, 317, (3, 8)),
 ]
 
 
@@ -102,7 +105,7 @@ def test_allowed(program: bytes, arch: int, number: int, arguments: tuple[int, .
 def test_what_no_program_can_do_without_stays_where_the_tracer_may_not() -> None:
     program = build_filter([NOATIME], O_PATH, leaves=True)
     for arch, number, arguments, kind in TRACED:
-        expected = kind in (Kind.STANDING, Kind.CLONE, Kind.CLONE3)
+        expected = kind in (Kind.STANDING, Kind.CLONE, Kind.CLONE3, Kind.LISTENER)
         assert (answer(program, arch, number, *arguments) == ALLOW) is expected
 
 
