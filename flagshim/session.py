@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from flagshim import __version__, descriptors
+from flagshim import __version__, descriptors, tracee
 from flagshim.engines.attach import AttachEngine, find_target, seize_target
 from flagshim.engines.command import User, command_failure, command_for
 from flagshim.engines.detach import NotServed, become_served, start_helper
@@ -191,10 +191,11 @@ def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
     except FlagshimError:
         writer.close(None, began=False)
         raise
-    if engine.left and engine.found_filter:
-        text = f"process {pid} has a filter that needs flagshim: what we served fails with ENOSYS"
-        writer.complain(text)
-        say(f"{text} now; flagshim attach {pid} serves it again")
+    if engine.left and tracee.has_seccomp_filter(pid):
+        say(
+            f"process {pid} has a seccomp filter: if it is of a flagshim that was killed, opens with "
+            f"the flag fail with ENOSYS now; flagshim attach {pid} serves it again"
+        )
     writer.close(None)
     return _outcome(0, writer)
 

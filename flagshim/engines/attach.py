@@ -141,8 +141,6 @@ class AttachEngine(Tracer):
     def __init__(self, policy: Policy, sink: Sink) -> None:
         super().__init__(policy, sink, Roster(), follows_standing=True)
         self._options = policy.options
-        self.found_filter = False
-        """Whether the program has a filter of flagshim, left by a supervisor that died."""
         self._calls = numbered_calls()
         self._leave_at: float | None = None
         self.left = False
@@ -178,8 +176,6 @@ class AttachEngine(Tracer):
         """Answer a stop that a filter asked for, right behind the syscall-entry stop."""
         if self.handler.kind_of_stop(ptrace_entry_info(thread.tid)) is None:
             refuse(thread.tid)
-        else:
-            self.found_filter = True
         self.resume(thread.tid)
 
     def syscall_stop(self, thread: Thread) -> None:

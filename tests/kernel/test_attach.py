@@ -34,10 +34,11 @@ for line in sys.stdin:
 class Asked:
     """A program that opens the file with O_NOATIME when it is told to, and says what came of it."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *supervised: str) -> None:
         self.process = subprocess.Popen(
-            ["/usr/bin/python3", "-c", ANSWERS, str(file)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=NOBODY,
+            [*supervised, "/usr/bin/python3", "-c", ANSWERS, str(file)], cwd=REPOSITORY,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            user=None if supervised else NOBODY,
         )  # fmt: skip
         self.pid = self.process.pid
 

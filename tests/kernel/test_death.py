@@ -161,11 +161,11 @@ def children(pid: int) -> list[int]:
     return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def guard_of(storm: Storm) -> int:
-    title = f"flagshim: guard of {storm.supervisor}"
+def guard_of(supervisor: int) -> int:
+    title = f"flagshim: guard of {supervisor}"
     (guard,) = (
         pid
-        for pid in children(storm.supervisor)
+        for pid in children(supervisor)
         if Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0") == title
     )
     return guard
@@ -173,29 +173,32 @@ def guard_of(storm: Storm) -> int:
 
 def test_a_killed_guard_is_not_missed(start: Callable[..., Storm]) -> None:
     storm = start("run", "--if-supervisor-dies", "continue", opens=20_011)
-    os.kill(guard_of(storm), signal.SIGKILL)
+    os.kill(guard_of(storm.supervisor), signal.SIGKILL)
     _, err = storm.process.communicate(timeout=SECONDS)
     assert storm.process.returncode == 7
     assert b"20011 of 20011 opens rewritten" in err
     assert min(storm.times()) > 0
 
 
-def test_without_guard_and_supervisor_attach_helps(
-    start: Callable[..., Storm], run: Runner
-) -> None:
-    storm = start("exec", "--if-supervisor-dies", "continue")
-    wait_until(lambda: storm.events() > 101)
-    os.kill(guard_of(storm), signal.SIGKILL)
-    os.kill(storm.supervisor, signal.SIGKILL)
-    wait_until(lambda: any(ns < 0 for ns in storm.times()[-101:]))
-    attached = subprocess.Popen(
-        [*flagshim_command(), "attach", "-o", str(run.trace) + "2", str(storm.process.pid)],
-        cwd=REPOSITORY, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def test_without_guard_and_supervisor_attach_helps(run: Runner, place: Place) -> None:
+    command = run.command([], "--if-supervisor-dies", "continue")
+    command[command.index("run")] = "exec"
+    program = Asked(place.file, *command)
+    assert program.ask() == "opened"
+    supervisor = tracer_of(program.pid)
+    os.kill(guard_of(supervisor), signal.SIGKILL)
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: tracer_of(program.pid) == 0)
+    assert program.ask() == "Function not implemented"
+    attached = attach(run, program.pid)
+    assert program.ask() == "opened"
+    assert program.ask("fork") == "opened"
+    attached.terminate()
     _, err = attached.communicate(timeout=SECONDS)
-    assert attached.returncode == 0, err
-    storm.process.communicate(timeout=SECONDS)
-    assert storm.process.returncode == 7
+    assert f"flagshim attach {program.pid} serves it again" in err
+    assert "2 of 2 opens rewritten" in err
+    assert program.ask() == "Function not implemented"
+    program.process.communicate(timeout=SECONDS)
 
 
 def test_attach_leaves_the_program(run: Runner, asked: Asked) -> None:  # noqa: F811
