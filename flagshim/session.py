@@ -193,8 +193,8 @@ def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
         raise
     if engine.left and tracee.has_seccomp_filter(pid):
         say(
-            f"process {pid} has a seccomp filter: if it is of a flagshim that was killed, opens with "
-            f"the flag fail with ENOSYS now; flagshim attach {pid} serves it again"
+            f"process {pid} has a seccomp filter: if it is of a flagshim that was killed, opens "
+            f"with the flag fail with ENOSYS now; flagshim attach {pid} serves it again"
         )
     writer.close(None)
     return _outcome(0, writer)
