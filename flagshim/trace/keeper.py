@@ -22,7 +22,7 @@ from flagshim.trace.store import Batch, BlindSpot, Session, TraceFile
 HEADER = struct.Struct("=I")
 """Length of the marshalled message that follows."""
 
-_READ_SIZE = 1 << 20
+_READ_SIZE = 1 << 16  # more at a time fragments the heap of a process that lives for months
 _RETRY_SECONDS = 0.1
 _LAST_TRIES_SECONDS = 5.0
 """How long CMD's end is held back for a trace that cannot be written."""
@@ -30,7 +30,7 @@ _HELD_MAX = 100_003
 _SLACK = 10_007
 """Events beyond the bound of a trace before it is shortened: once for many of them."""
 _SHORTEN_SECONDS = 60.0
-_NICE = 10
+_NICE = 5
 
 _IGNORED = (
     signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,

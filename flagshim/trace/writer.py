@@ -1,10 +1,11 @@
-"""The supervisor's end of the trace: takes events, and never waits to get rid of them."""
+"""The supervisor's end of the trace: takes events, and hardly ever waits to get rid of them."""
 
 import contextlib
 import fcntl
 import gc
 import marshal
 import os
+import select
 import sqlite3
 import time
 from collections import Counter
@@ -19,6 +20,10 @@ _FLUSH_NS = 50_000_000
 """How long an event is held at most while the supervisor is busy."""
 _FLUSH_EVENTS = 251
 _PIPE_SIZE = 1 << 20
+_PATIENCE_FROM = 2_003
+"""Events held from which the supervisor slows down for a keeper that gets too little CPU."""
+_PATIENCE_SECONDS = 1e-3
+"""How long it waits then, at most, each time: a disk that stands still must not stop a program."""
 _HELD_MAX = 100_003
 """Events held for a keeper that does not keep up; later ones are lost, and counted."""
 
@@ -154,13 +159,17 @@ class TraceWriter:
         body = marshal.dumps(message)  # type: ignore[arg-type]
         self._outbox += HEADER.pack(len(body)) + body
 
+    def _has_room_soon(self) -> bool:
+        return bool(select.select([], [self._pipe], [], _PATIENCE_SECONDS)[1])
+
     def _send(self) -> bool:
         """Write the outbox; False while the pipe is full."""
         while self._outbox and not self._broken:
             try:
                 self._outbox = self._outbox[os.write(self._pipe, self._outbox) :]
             except BlockingIOError:
-                return False
+                if len(self._events) < _PATIENCE_FROM or not self._has_room_soon():
+                    return False
             except BrokenPipeError:
                 self._broken = True
         if self._broken:

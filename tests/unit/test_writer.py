@@ -1,6 +1,7 @@
 """The writer and its keeper, without any tracing."""
 
 import os
+import signal
 import sqlite3
 from pathlib import Path
 
@@ -111,3 +112,19 @@ def test_cut_off_trace_is_refused(trace: Path) -> None:
     trace.write_bytes(trace.read_bytes()[:2000])
     with pytest.raises(FlagshimError, match=r"trace .*malformed|not a"):
         begin_session(trace, SESSION)
+
+
+def test_keeper_that_does_not_get_on_stops_nobody_and_loses_nothing(trace: Path) -> None:
+    writer = begin(trace)
+    writer.record(EVENT)
+    assert writer.flush()
+    (keeper,) = map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+    os.kill(keeper, signal.SIGSTOP)
+    for time_ns in range(30_011):
+        writer.record(EVENT._replace(time_ns=time_ns))
+        writer.flush_if_due()
+    assert not writer.flush()
+    os.kill(keeper, signal.SIGCONT)
+    writer.close(0)
+    assert (writer.seen, writer.lost) == (30_012, 0)
+    assert rows(trace, "SELECT count(*) FROM event") == [(30_012,)]
