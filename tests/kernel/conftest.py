@@ -7,10 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support import REPOSITORY, flagshim_command, require, rows
+
+if TYPE_CHECKING:
+    from tests.kernel.ways import Way
 
 PROGRAMS = Path(__file__).parent / "programs"
 NOBODY = 65534
@@ -101,6 +105,10 @@ class Runner:
         )
         return Run(result.returncode, result.stdout, result.stderr, self.trace)
 
+    def last(self) -> Run:
+        """The trace of the last command that was made, however it was run."""
+        return Run(0, "", "", self.trace)
+
     def native(self, argv: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
         kwargs.setdefault("user", NOBODY)
         kwargs.setdefault("cwd", REPOSITORY)
@@ -113,6 +121,14 @@ class Runner:
 def run(tmp_path: Path) -> Runner:
     """Run commands natively, and under flagshim."""
     return Runner(tmp_path)
+
+
+@pytest.fixture(params=["run", "exec", "attach"])
+def way(request: pytest.FixtureRequest, run: Runner, place: Place) -> "Way":
+    """Run commands under flagshim by each of its commands in turn."""
+    from tests.kernel.ways import Way
+
+    return Way(request.param, run, place.path)
 
 
 @pytest.fixture(scope="session", autouse=True)

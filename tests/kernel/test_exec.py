@@ -13,8 +13,8 @@ from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Run, Runner
 from tests.support import REPOSITORY, require, rows
 
 
-def as_exec(run: Runner, argv: list[str], user: str | None = "nobody") -> list[str]:
-    command = run.command(argv, user=user)
+def as_exec(run: Runner, argv: list[str], *options: str, user: str | None = "nobody") -> list[str]:
+    command = run.command(argv, *options, user=user)
     command[command.index("run")] = "exec"
     return command
 

@@ -2,15 +2,19 @@
  *   thread-exec   a thread that is not the leader execs this program again ("open" mode)
  *   zombie-leader the leader exits first, the other thread opens
  *   vfork         a vfork child execs "open" mode
+ *   spawn         a child of posix_spawn(3) execs "open" mode
  *   orphan        opens after its parent has ended
  *   clone0        a clone whose exit signal is 0
+ *   clone3-0      the same by clone3(2)
  *   open          just opens
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -66,6 +70,11 @@ int main(int argc, char **argv)
 		}
 		wait(&status);
 		return status != 0;
+	} else if (!strcmp(argv[1], "spawn")) {
+		char *arguments[] = { self, "open", file, NULL };
+		pid_t pid;
+		return posix_spawn(&pid, self, NULL, NULL, arguments, NULL)
+			|| waitpid(pid, &status, 0) != pid || status != 0;
 	} else if (!strcmp(argv[1], "orphan")) {
 		int gate[2], result[2];
 		char c = 9;
@@ -86,6 +95,12 @@ int main(int argc, char **argv)
 		return read(result[0], &c, 1) != 1 || c;
 	} else if (!strcmp(argv[1], "clone0")) {
 		pid_t pid = clone(in_clone, stack + sizeof stack, CLONE_VM | CLONE_FS, NULL);
+		return waitpid(pid, &status, __WCLONE) != pid || status;
+	} else if (!strcmp(argv[1], "clone3-0")) {
+		struct clone_args arguments = { .exit_signal = 0 };
+		pid_t pid = syscall(SYS_clone3, &arguments, sizeof arguments);
+		if (pid == 0)
+			_exit(try());
 		return waitpid(pid, &status, __WCLONE) != pid || status;
 	}
 	return try();

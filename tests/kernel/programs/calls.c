@@ -2,7 +2,8 @@
  * a line for each: name, result (or minus the errno), the open flags the description has then
  * (octal, -1 if none), and "touched" if a register or struct open_how is not what it was.
  *
- * As a 32-bit program, or a 64-bit one with -DINT80, it enters by int $0x80.
+ * As a 32-bit program, or a 64-bit one with -DINT80, it enters by int $0x80. With -DHIDDEN it is
+ * not dumpable: nobody but root may look into it, ptrace(2).
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -11,6 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #if defined(INT80) || defined(__i386__)
@@ -57,6 +59,9 @@ int main(int argc, char **argv)
 	strcpy(low, argv[1]);
 	struct open_how *how = (void *)(low + 4096), before;
 	long fd;
+#ifdef HIDDEN
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+#endif
 
 	fd = enter(NR_open, (long)low, O_RDONLY | O_NOATIME, 0, 0);
 	report("open", fd, fd);

@@ -3,6 +3,8 @@
  *   tail SIZE    the same with something after the known part that is not zero
  *   tmpfile      O_TMPFILE in the folder FILE; whether O_NOATIME is on
  *   cookie DATA  a filter of our own that answers getppid with RET_TRACE and DATA
+ *   open         open(2) of FILE
+ *   at FD        openat(2) of FILE from the descriptor FD, as nobody
  *   reuse        FILE is a FIFO: interrupted by SIGALRM, FILE2 is opened from the same buffer
  */
 #define _GNU_SOURCE
@@ -49,6 +51,12 @@ int main(int argc, char **argv)
 			return 2;
 		void *shared = mmap(NULL, 4096, PROT_READ, MAP_SHARED, memory, 0);
 		say(syscall(SYS_openat2, AT_FDCWD, argv[2], shared, size));
+	} else if (!strcmp(argv[1], "open")) {
+		say(open(argv[2], O_RDONLY | O_NOATIME));
+	} else if (!strcmp(argv[1], "at")) {
+		if (setuid(65534))
+			return 2;
+		say(openat(atoi(argv[3]), argv[2], O_RDONLY | O_NOATIME));
 	} else if (!strcmp(argv[1], "tmpfile")) {
 		say(open(argv[2], O_TMPFILE | O_RDWR | O_NOATIME, 0600));
 	} else if (!strcmp(argv[1], "cookie")) {

@@ -1,0 +1,43 @@
+"""Threads: thousands of them, one that differs from its siblings, and memory they share."""
+
+from tests.kernel.conftest import Build, Place, Runner
+from tests.kernel.ways import Way
+from tests.support import require
+
+
+def test_2003_threads_at_once(build: Build, way: Way, place: Place) -> None:
+    """Each is there while each of them opens; conftest's SECONDS bound it."""
+    shim = way([build("crowd"), "2003", str(place.file)])
+    require("threads", "no 2003 threads here" if shim.status == 3 else None)
+    assert (shim.status, shim.out) == (0, "opened 2003\n"), shim.err
+    assert shim.events("count(*), count(DISTINCT tid)", "decision = 'cleared'") == [(2003, 2003)]
+
+
+def test_fsuid_of_one_thread(build: Build, run: Runner, way: Way, place: Place) -> None:
+    """Credentials are a thread's: its sibling, who owns the file, keeps the flag."""
+    argv = [build("fsuid"), str(place.file)]
+    natively = "other 0 1\nother 1 0\nfirst 0 1\nother 0 1\nfirst 0 1\n"
+    assert run.native(argv, user=0).stdout == natively
+    shim = way(argv, user=None)
+    assert shim.out == natively.replace("other 1 0", "other 0 0")
+    assert shim.events("decision, fsuid") == [
+        ("kept", 0), ("cleared", 65534), ("kept", 0), ("kept", 0), ("kept", 0),
+    ]  # fmt: skip
+
+
+def test_open_how_that_another_thread_writes_to(
+    build: Build, run: Runner, way: Way, place: Place
+) -> None:
+    """Nothing of ours is ever in it: what the other thread wrote stays."""
+    argv = [build("race"), "other", str(place.file), "1009"]
+    assert run.native(argv).stdout == "failed 1009 noatime 0 foreign 0\n"
+    assert way(argv).out == "failed 0 noatime 0 foreign 0\n"
+
+
+def test_flag_that_another_thread_turns_on_in_the_middle(
+    build: Build, way: Way, place: Place
+) -> None:
+    """Not there when we look, there when the kernel does: refused, as it is natively."""
+    shim = way([build("race"), "flag", str(place.file), "1009"])
+    assert shim.status == 0
+    assert shim.out.endswith(" noatime 0 foreign 0\n")
