@@ -211,6 +211,7 @@ class OpenHandler:
         if not wanted:
             return None
 
+        self._credentials(thread)  # anew after a chroot: paths start from its root
         path = full = None
         if arguments.path is not None:
             path = tracee.read_path(tid, values[arguments.path])

@@ -56,13 +56,7 @@ def test_idmapped_mount(
     assert run.last().events("decision, reason, owner_uid, tries") == [event]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "file",
-        pytest.param("etc/passwd", marks=pytest.mark.xfail(reason="the host's owner is asked for")),
-    ],
-)
+@pytest.mark.parametrize("name", ["file", "etc/passwd"])
 def test_detached_tree(
     build: Build, run: Runner, way: Way, tree: tuple[Path, Path], name: str
 ) -> None:
@@ -88,15 +82,34 @@ def test_paths_elsewhere(build: Build, run: Runner, way: Way, place: Place, mode
     argv = [build("jail"), mode, str(folder)]
     alone = run.native(argv, user=0)
     require("mounts", "no tmpfs, no mount namespaces" if alone.returncode == 77 else None)
-    assert alone.stdout == "errno 1\nerrno 1\nerrno 2\n"
+    assert alone.stdout == "errno 1\nerrno 2\nerrno 1\nerrno 2\n"
     shim = way(argv, user=None)
-    assert shim.out == "noatime 0 1\nnoatime 0 1\nerrno 2\n", shim.err
+    assert shim.out == "noatime 0 1\nerrno 2\nnoatime 0 1\nerrno 2\n", shim.err
     inside = {"pivot": "/inside", "mount": f"{folder}/inside", "chroot": f"{folder}/inside"}[mode]
-    asked = f"{folder}/inside/inner" if mode == "mount" else "/inside/inner"
+    asked = f"{folder}/inside" if mode == "mount" else "/inside"
     assert shim.events("path, resolved, decision, errno, tries") == [
-        (asked, f"{inside}/inner", "cleared", None, 2),
+        (f"{asked}/inner", f"{inside}/inner", "cleared", None, 2),
+        (f"{asked}/absent", f"{inside}/absent", "kept", "ENOENT", 1),
         ("inner", f"{inside}/inner", "cleared", None, 2),
         ("absent", f"{inside}/absent", "kept", "ENOENT", 1),
+    ]
+
+
+def test_path_rule_in_a_chroot(way: Way, place: Place) -> None:
+    """Compared with the host's name, from the first open after chroot(2) on."""
+    code = (
+        "import os, sys\n"
+        "for root, path in ((None, sys.argv[2]), (sys.argv[1], '/file'), (None, 'file')):\n"
+        "    if root: os.chroot(root); os.chdir('/'); os.setuid(65534)\n"
+        "    print(os.open(path, os.O_RDONLY | os.O_NOATIME) > 0)\n"
+    )
+    argv = ["/usr/bin/python3", "-c", code, str(place.path), str(place.file)]
+    shim = way(argv, "--path", f"{place.path}/**", user=None)
+    assert shim.out == "True\n" * 3, shim.err
+    assert shim.events("path, resolved, decision") == [
+        (str(place.file), str(place.file), "kept"),
+        ("/file", str(place.file), "cleared"),
+        ("file", str(place.file), "cleared"),
     ]
 
 

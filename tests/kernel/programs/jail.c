@@ -1,9 +1,9 @@
 /* argv: MODE FOLDER. As root: finds itself somewhere else, becomes nobody, and opens a file of
- * root's there with O_NOATIME, by an absolute path and by one relative to its directory.
+ * root's there with O_NOATIME, and one that is not there, by absolute paths and by relative ones.
  *   pivot    a tmpfs of its own, by pivot_root(2)
  *   mount    a tmpfs of its own, mounted on FOLDER in a mount namespace of its own
  *   chroot   FOLDER
- *   lazy     a tmpfs on FOLDER that is unmounted under its feet; only the relative path
+ *   lazy     a tmpfs on FOLDER that is unmounted under its feet; only the relative ones
  * The folder has a file "inner" in a folder "inside". Prints what came of each.
  */
 #define _GNU_SOURCE
@@ -37,7 +37,7 @@ static int fill(void)
 
 int main(int argc, char **argv)
 {
-	char absolute[4096] = "/inside/inner";
+	char absolute[4096] = "/inside", *end;
 	if (argc != 3)
 		return 2;
 	if (strcmp(argv[1], "chroot")) {
@@ -55,14 +55,19 @@ int main(int argc, char **argv)
 		if (chroot("."))
 			return 4;
 	} else {
-		snprintf(absolute, sizeof absolute, "%s/inside/inner", argv[2]);
+		snprintf(absolute, sizeof absolute, "%s/inside", argv[2]);
 		if (!strcmp(argv[1], "lazy") && umount2(argv[2], MNT_DETACH))
 			return 4;
 	}
 	if (setuid(65534))
 		return 5;
-	if (strcmp(argv[1], "lazy"))
+	if (strcmp(argv[1], "lazy")) {
+		end = absolute + strlen(absolute);
+		strcpy(end, "/inner");
 		try(absolute);
+		strcpy(end, "/absent");
+		try(absolute);
+	}
 	if (chdir("inside"))
 		return 6;
 	try("inner");
