@@ -161,7 +161,9 @@ def test_awkward_places_to_open_from(
     assert run.native([awkward, mode, str(place.file)]).returncode == 1
     shim = way([awkward, mode, str(place.file)])
     assert shim.status == 0, shim.err
-    assert shim.events("syscall, decision, errno") == [("openat", "cleared", None)]
+    assert shim.events("syscall, decision, errno, resolved") == [
+        ("openat", "cleared", None, str(place.file))
+    ]
 
 
 @pytest.mark.parametrize("path", ["{}/fifo", "/proc/self/cwd/fifo"], ids=["foreseen", "tried"])
