@@ -1,5 +1,6 @@
 """The program finds everything as it would alone, and is seen to end as it did."""
 
+import errno
 import os
 import pty
 import select
@@ -164,6 +165,18 @@ def test_awkward_places_to_open_from(
     assert shim.events("syscall, decision, errno, resolved") == [
         ("openat", "cleared", None, str(place.file))
     ]
+
+
+@pytest.mark.parametrize("call", ["clone", "clone3"])
+def test_child_that_is_not_to_be_traced(
+    build: Build, run: Runner, way: Way, place: Place, call: str
+) -> None:
+    """CLONE_UNTRACED: the child is served all the same, the parent's arguments are as they were."""
+    untraced = build("untraced")
+    assert run.native([untraced, call, str(place.file)]).returncode == errno.EPERM
+    shim = way([untraced, call, str(place.file)])
+    assert shim.status == 0, shim.err
+    assert shim.events("decision, errno") == [("cleared", None)]
 
 
 @pytest.mark.parametrize("path", ["{}/fifo", "/proc/self/cwd/fifo"], ids=["foreseen", "tried"])

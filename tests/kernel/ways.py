@@ -1,6 +1,8 @@
 """The three ways to be under flagshim: started by it, become by it, attached to by it."""
 
+import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +49,7 @@ class Way:
         process = subprocess.Popen(
             ["sh", "-c", 'read go <"$0"; exec "$@"', str(self._gate), *argv],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            user=NOBODY if user else None, **kwargs,
+            user=NOBODY if user else None, process_group=0, **kwargs,
         )  # fmt: skip
         flagshim = None
         try:
@@ -62,4 +64,6 @@ class Way:
             for leftover in (process, flagshim):
                 if leftover is not None and leftover.poll() is None:
                     leftover.kill()
-                    leftover.communicate()
+                    leftover.wait()
+            with contextlib.suppress(ProcessLookupError):  # as it should be: nobody is left
+                os.killpg(process.pid, signal.SIGKILL)

@@ -5,6 +5,8 @@
  *   cookie DATA  a filter of our own that answers getppid with RET_TRACE and DATA
  *   open         open(2) of FILE
  *   at FD        openat(2) of FILE from the descriptor FD, as nobody
+ *   strict       seccomp's strict mode, in which a program may read, write and exit
+ *   ignored      epoll_wait of 0.3 s, while a child sends a signal that is ignored
  *   reuse        FILE is a FIFO: interrupted by SIGALRM, FILE2 is opened from the same buffer
  */
 #define _GNU_SOURCE
@@ -18,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -57,6 +60,22 @@ int main(int argc, char **argv)
 		if (setuid(65534))
 			return 2;
 		say(openat(atoi(argv[3]), argv[2], O_RDONLY | O_NOATIME));
+	} else if (!strcmp(argv[1], "strict")) {
+		char line[] = "strict 0\n";
+		if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT))
+			line[7] = 'n';
+		syscall(SYS_write, 1, line, sizeof line - 1);
+		syscall(SYS_exit, 0);
+	} else if (!strcmp(argv[1], "ignored")) {
+		struct epoll_event event;
+		signal(SIGUSR1, SIG_IGN);
+		if (fork() == 0) {
+			usleep(100000);
+			kill(getppid(), SIGUSR1);
+			_exit(0);
+		}
+		int set = epoll_create1(0), found = epoll_wait(set, &event, 1, 300);
+		printf("epoll_wait %d\n", found < 0 ? -errno : found);
 	} else if (!strcmp(argv[1], "tmpfile")) {
 		say(open(argv[2], O_TMPFILE | O_RDWR | O_NOATIME, 0600));
 	} else if (!strcmp(argv[1], "cookie")) {
