@@ -6,8 +6,8 @@ from tests.support import require
 
 VARIES = {
     "Tgid", "Pid", "PPid", "NStgid", "NSpid", "NSpgid", "NSsid", "SigQ", "VmPeak", "VmSize",
-    "FDSize", "VmHWM", "VmRSS", "RssAnon", "RssFile", "RssShmem", "VmData", "VmStk", "VmPTE", "Cpus_allowed",
-    "Cpus_allowed_list", "voluntary_ctxt_switches", "nonvoluntary_ctxt_switches",
+    "FDSize", "VmHWM", "VmRSS", "RssAnon", "RssFile", "RssShmem", "VmData", "VmStk", "VmPTE",
+    "Cpus_allowed", "Cpus_allowed_list", "voluntary_ctxt_switches", "nonvoluntary_ctxt_switches",
 }  # fmt: skip
 """Fields of proc(5), status, that differ from one run to the next."""
 

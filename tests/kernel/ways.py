@@ -60,10 +60,12 @@ class Way:
             out, err = process.communicate(timeout=SECONDS)
             err += flagshim.communicate(timeout=SECONDS)[1]
             return Run(process.returncode, out, err, self._run.trace)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
         finally:
             for leftover in (process, flagshim):
                 if leftover is not None and leftover.poll() is None:
                     leftover.kill()
                     leftover.wait()
-            with contextlib.suppress(ProcessLookupError):  # as it should be: nobody is left
-                os.killpg(process.pid, signal.SIGKILL)
