@@ -1,8 +1,13 @@
 """Threads: thousands of them, one that differs from its siblings, and memory they share."""
 
-from tests.kernel.conftest import Build, Place, Runner
+import subprocess
+import sys
+
+import pytest
+
+from tests.kernel.conftest import SECONDS, Build, Place, Runner
 from tests.kernel.ways import Way
-from tests.support import require
+from tests.support import REPOSITORY, require
 
 
 def test_2003_threads_at_once(build: Build, way: Way, place: Place) -> None:
@@ -41,3 +46,37 @@ def test_flag_that_another_thread_turns_on_in_the_middle(
     shim = way([build("race"), "flag", str(place.file), "1009"])
     assert shim.status == 0
     assert shim.out.endswith(" noatime 0 foreign 0\n")
+
+
+KEPT = """
+import sys
+from flagshim.engines.command import command_for
+from flagshim.engines.ptrace import PtraceEngine, filter_for
+from flagshim.engines.stops import Stops
+from flagshim.rules import BUILT_IN, NONE_EXEMPT
+
+class Sink:
+    def record(self, event): pass
+    def blind_spot(self, kind, program): print(kind, program)
+    def flush(self): return True
+    def flush_if_due(self): pass
+
+engine = PtraceEngine([BUILT_IN], Sink(), NONE_EXEMPT)
+engine.run(command_for(sys.argv[1:], filter_for([BUILT_IN], NONE_EXEMPT), None), [], Stops())
+print(len(engine.threads), len(engine.handler._processes), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "program", [("awkward", "thread-exec"), ("killed", "31"), ("crowd", "101")]
+)
+def test_nothing_is_kept_of_what_has_ended(
+    build: Build, place: Place, program: tuple[str, str]
+) -> None:
+    """An ID comes again some day, and is somebody else's; a VM runs for months."""
+    name, argument = program
+    result = subprocess.run(
+        [sys.executable, "-c", KEPT, build(name), argument, str(place.file)],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=SECONDS,
+    )  # fmt: skip
+    assert result.stderr == "0 0\n"
