@@ -1,8 +1,11 @@
 """Differences that remain, so that we hear of it when one goes, or another comes."""
 
-from tests.kernel.conftest import Build, Place, Runner
+import subprocess
+
+from tests.kernel.conftest import SECONDS, Build, Place, Runner
+from tests.kernel.test_exec import as_exec
 from tests.kernel.ways import Way
-from tests.support import require
+from tests.support import REPOSITORY, require
 
 VARIES = {
     "Tgid", "Pid", "PPid", "NStgid", "NSpid", "NSpgid", "NSsid", "SigQ", "VmPeak", "VmSize",
@@ -58,3 +61,16 @@ def test_ignored_signal_interrupts(build: Build, run: Runner, way: Way) -> None:
     argv = [build("odd"), "ignored", "-"]
     assert run.native(argv).stdout == "epoll_wait 0\n"
     assert way(argv).out == "epoll_wait -4\n"
+
+
+def test_exec_as_pid_1(run: Runner) -> None:
+    """The helper would be a child of CMD, and end with it: said so, and CMD has not run."""
+    command = as_exec(run, ["echo", "ran"], user=None)
+    result = subprocess.run(
+        ["unshare", "-pf", "--mount-proc", "--kill-child", *command],
+        capture_output=True, text=True, check=False, timeout=SECONDS, cwd=REPOSITORY,
+    )  # fmt: skip
+    require("userns", result.stderr if result.stderr.startswith("unshare") else None)
+    assert (result.returncode, result.stdout) == (125, "")
+    assert "PID 1" in result.stderr
+    assert "flagshim run" in result.stderr
