@@ -24,6 +24,8 @@ class Terminal:
         self._new = b""
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
+            for number in (signal.SIGINT, signal.SIGQUIT):  # ignored in a job with "&"
+                signal.signal(number, signal.SIG_DFL)
             os.chdir(REPOSITORY)
             os.execvp(argv[0], argv)
         attributes = termios.tcgetattr(self._fd)
