@@ -1,5 +1,6 @@
 """Who may look into a program, and whom it may become: set-user-ID, not dumpable, execute-only."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -22,11 +23,11 @@ def as_nobody(place: Place):
     os.chown(folder, NOBODY, NOBODY)
     trace = folder / "trace.db"
 
-    def supervised(argv: list[str], *options: str) -> Run:
+    def supervised(argv: list[str], *options: str, **kwargs: object) -> Run:
         command = [*flagshim_command(), "run", "-o", str(trace), *options, "--", *argv]
         result = subprocess.run(
             command, capture_output=True, text=True, timeout=SECONDS, check=False,
-            cwd=REPOSITORY, user=NOBODY, group=NOBODY, extra_groups=[],
+            cwd=REPOSITORY, user=NOBODY, group=NOBODY, extra_groups=[], **kwargs,
         )  # fmt: skip
         return Run(result.returncode, result.stdout, result.stderr, trace)
 
@@ -76,6 +77,24 @@ def test_execute_only_program_of_an_ordinary_user(build: Build, place: Place, as
     shim = as_nobody([str(program), "open", str(place.file)])
     assert (shim.status, shim.out) == (0, "noatime 0\n")
     assert shim.events("program, path, decision, errno") == [("secret", None, "cleared", None)]
+
+
+@pytest.mark.parametrize("when", ["refused", "always"])
+def test_flag_on_a_descriptor_that_cannot_be_looked_at(
+    build: Build, place: Place, as_nobody, when: str
+) -> None:
+    """It may be on already, and shared: only the kernel knows, and it is asked."""
+    program = place.path / "secret"
+    shutil.copy(build("odd"), program)
+    program.chmod(0o711)
+    fd = os.open(place.file, os.O_RDONLY | os.O_NOATIME)
+    try:
+        shim = as_nobody([str(program), "setfl", "-", str(fd)], "--when", when, pass_fds=[fd])
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NOATIME
+    finally:
+        os.close(fd)
+    assert shim.out == "noatime 1\n", shim.err
+    assert shim.events("syscall, decision") == [("fcntl", "kept")]
 
 
 @pytest.fixture

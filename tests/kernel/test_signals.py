@@ -106,13 +106,29 @@ def test_interactive_shell_with_jobs(run: Runner, command: str) -> None:
     assert ended_trace(run).session("exit_status") == (7,)
 
 
+SAVES_FIRST = """
+import os, signal, sys
+def on_stop(*_):
+    os.close(os.open(sys.argv[1], os.O_RDONLY | os.O_NOATIME))
+    os.kill(os.getpid(), signal.SIGSTOP)
+def on_interrupt(*_):
+    print("caught", flush=True)
+    sys.exit(9)
+signal.signal(signal.SIGTSTP, on_stop)
+signal.signal(signal.SIGINT, on_interrupt)
+print("up", flush=True)
+print("got", sys.stdin.readline(), flush=True)
+sys.stdin.readline()
+"""
+
+
 @pytest.mark.parametrize("command", ["run", "exec"])
-def test_job_of_an_interactive_shell(run: Runner, command: str) -> None:
-    """flagshim itself as a job: ^Z stops what it runs, `fg` has it go on, ^C reaches it."""
-    inner = ["sh", "-c", "trap 'echo caught; exit 9' INT; echo up; read x; echo got $x; read x"]
+def test_job_of_an_interactive_shell(run: Runner, place: Place, command: str) -> None:
+    """flagshim itself as a job: ^Z stops it once CMD has stopped, which may open files before."""
+    inner = ["/usr/bin/python3", "-c", SAVES_FIRST, str(place.file)]
     argv = run.command(inner, user=None) if command == "run" else as_exec(run, inner, user=None)
     with Terminal(SHELL) as terminal:
-        terminal.type(shlex.join(argv))
+        terminal.type(shlex.join(argv).replace("\n", "'$'\\n''"))
         terminal.expect(b"up")
         terminal.press(SUSPEND)
         terminal.expect(b"Stopped")
@@ -122,4 +138,6 @@ def test_job_of_an_interactive_shell(run: Runner, command: str) -> None:
         terminal.press(INTERRUPT)
         terminal.expect(b"caught")
         terminal.expect(b"status 9")
-    assert ended_trace(run).session("exit_status") == (9,)
+    shim = ended_trace(run)
+    assert shim.session("exit_status") == (9,)
+    assert shim.events("decision") == [("kept",)]

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import SECONDS, Build, Place, Runner
+from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
+from tests.kernel.test_attach import attach, traced, wait_until
 from tests.kernel.ways import Way
 from tests.support import REPOSITORY, require
 
@@ -46,6 +48,25 @@ def test_flag_that_another_thread_turns_on_in_the_middle(
     shim = way([build("race"), "flag", str(place.file), "1009"])
     assert shim.status == 0
     assert shim.out.endswith(" noatime 0 foreign 0\n")
+
+
+def test_left_in_the_middle_of_a_vfork(build: Build, run: Runner, place: Place) -> None:
+    """The parent cannot stop, so nobody waits for it; it goes on as if nobody had been there."""
+    process = subprocess.Popen(
+        [build("odd"), "vfork", str(place.file)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=NOBODY,
+    )  # fmt: skip
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_until(lambda: children.read_text() != "")
+        flagshim = attach(run, process.pid, "--for", "0.2")
+        error = flagshim.communicate(timeout=SECONDS)[1]
+        assert flagshim.returncode == 0, error
+        assert not traced(process.pid)
+        assert process.communicate("x", timeout=SECONDS)[0] == "errno 1\n"
+    finally:
+        process.kill()
+        process.communicate()
 
 
 KEPT = """

@@ -378,8 +378,8 @@ def test_traced_already(run: Runner) -> None:
     assert "traced by strace" in result.stderr
 
 
-def test_io_uring_is_noticed(build: Build, run: Runner) -> None:
-    shim = run.supervised([build("uring")])
+def test_io_uring_is_noticed(build: Build, way: Way) -> None:
+    shim = way([build("uring")])
     if shim.status == 3:
         pytest.skip("no io_uring here")
     assert rows(shim.trace, "SELECT kind, program, count FROM blind_spot") == [
@@ -387,8 +387,8 @@ def test_io_uring_is_noticed(build: Build, run: Runner) -> None:
     ]
 
 
-def test_x32_is_noticed(build: Build, run: Runner, place: Place) -> None:
-    shim = run.supervised([build("x32"), str(place.file)])
+def test_x32_is_noticed(build: Build, way: Way, place: Place) -> None:
+    shim = way([build("x32"), str(place.file)])
     assert rows(shim.trace, "SELECT kind, count FROM blind_spot") == [("x32", 1)]
     assert shim.events() == []
 

@@ -5,6 +5,8 @@
  *   cookie DATA  a filter of our own that answers getppid with RET_TRACE and DATA
  *   open         open(2) of FILE
  *   at FD        openat(2) of FILE from the descriptor FD, as nobody
+ *   setfl FD     F_SETFL of O_NOATIME and O_NONBLOCK on the descriptor FD
+ *   vfork        a vfork child waits for a line on stdin; then its parent goes on
  *   strict       seccomp's strict mode, in which a program may read, write and exit
  *   ignored      epoll_wait of 0.3 s, while a child sends a signal that is ignored
  *   reuse        FILE is a FIFO: interrupted by SIGALRM, FILE2 is opened from the same buffer
@@ -60,6 +62,14 @@ int main(int argc, char **argv)
 		if (setuid(65534))
 			return 2;
 		say(openat(atoi(argv[3]), argv[2], O_RDONLY | O_NOATIME));
+	} else if (!strcmp(argv[1], "setfl")) {
+		int fd = atoi(argv[3]);
+		say(fcntl(fd, F_SETFL, O_NOATIME | O_NONBLOCK) ? -1 : fd);
+	} else if (!strcmp(argv[1], "vfork")) {
+		char c;
+		if (vfork() == 0)
+			_exit(read(0, &c, 1) != 1);
+		say(open(argv[2], O_RDONLY | O_NOATIME));
 	} else if (!strcmp(argv[1], "strict")) {
 		char line[] = "strict 0\n";
 		if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT))
