@@ -4,13 +4,13 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
+from tests.kernel.ways import attach, status_of, traced, wait_until
 from tests.support import REPOSITORY, flagshim_command, rows
 
 ANSWERS = """
@@ -55,32 +55,6 @@ def asked(place: Place) -> Iterator[Asked]:
     program = Asked(place.file)
     yield program
     program.process.communicate(timeout=SECONDS)
-
-
-def attach(run: Runner, pid: int, *options: str) -> subprocess.Popen[str]:
-    run.command([])
-    process = subprocess.Popen(
-        [*flagshim_command(), "attach", "-o", str(run.trace), *options, str(pid)],
-        stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
-    )  # fmt: skip
-    wait_until(lambda: traced(pid) or process.poll() is not None)
-    return process
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
-
-
-def status_of(pid: int, field: str) -> str:
-    text = Path(f"/proc/{pid}/status").read_text(errors="surrogateescape")
-    return text.split(f"\n{field}:\t")[1].split("\n")[0]
-
-
-def traced(pid: int) -> bool:
-    return status_of(pid, "TracerPid") != "0"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,8 +3,7 @@
 import subprocess
 
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
-from tests.kernel.test_exec import as_exec
-from tests.kernel.ways import Way
+from tests.kernel.ways import Way, as_exec
 from tests.support import REPOSITORY, require
 
 VARIES = {

@@ -9,24 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Run, Runner
+from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
+from tests.kernel.ways import as_exec, ended_trace
 from tests.support import REPOSITORY, require, rows
-
-
-def as_exec(run: Runner, argv: list[str], *options: str, user: str | None = "nobody") -> list[str]:
-    command = run.command(argv, *options, user=user)
-    command[command.index("run")] = "exec"
-    return command
-
-
-def ended_trace(run: Runner) -> Run:
-    """The trace, once the helper has ended the session."""
-    deadline = time.monotonic() + SECONDS
-    while not rows(run.trace, "SELECT ended_ns FROM session ORDER BY id DESC LIMIT 1")[0][0]:
-        assert time.monotonic() < deadline, "the session never ended"
-        time.sleep(0.01)
-    return Run(0, "", "", run.trace)
-
 
 IDENTITY = (
     "import os, signal; print(os.getpid(), os.getppid(), os.getpgid(0), os.getsid(0));"

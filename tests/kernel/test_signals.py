@@ -8,8 +8,7 @@ import pytest
 
 from tests.kernel.conftest import Build, Place, Runner
 from tests.kernel.terminal import INTERRUPT, QUIT, SUSPEND, Terminal
-from tests.kernel.test_exec import as_exec, ended_trace
-from tests.kernel.ways import Way
+from tests.kernel.ways import Way, as_exec, ended_trace
 from tests.support import rows
 
 

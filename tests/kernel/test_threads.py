@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
-from tests.kernel.test_attach import attach, traced, wait_until
-from tests.kernel.ways import Way
+from tests.kernel.ways import Way, attach, traced, wait_until
 from tests.support import REPOSITORY, require
 
 

@@ -1,16 +1,59 @@
-"""The three ways to be under flagshim: started by it, become by it, attached to by it."""
+"""The three ways to be under flagshim: a child of it, what it becomes, attached to by it."""
 
 import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.kernel.conftest import NOBODY, SECONDS, Run, Runner
-from tests.kernel.test_attach import attach
-from tests.kernel.test_exec import as_exec, ended_trace
-from tests.support import REPOSITORY
+from tests.support import REPOSITORY, flagshim_command
+
+
+def as_exec(run: Runner, argv: list[str], *options: str, user: str | None = "nobody") -> list[str]:
+    """Return the command line of `flagshim exec` for a command."""
+    command = run.command(argv, *options, user=user)
+    command[command.index("run")] = "exec"
+    return command
+
+
+def ended_trace(run: Runner) -> Run:
+    """The trace, once the helper has ended the session."""
+    shim = run.last()
+    wait_until(lambda: shim.session("ended_ns") != (None,))
+    return shim
+
+
+def attach(run: Runner, pid: int, *options: str) -> subprocess.Popen[str]:
+    """Attach to a process; return once it is traced, or could not be."""
+    run.command([])
+    process = subprocess.Popen(
+        [*flagshim_command(), "attach", "-o", str(run.trace), *options, str(pid)],
+        stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    wait_until(lambda: traced(pid) or process.poll() is not None)
+    return process
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for something that is to happen soon."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+def status_of(pid: int, field: str) -> str:
+    """Return a field of proc(5), status."""
+    text = Path(f"/proc/{pid}/status").read_text(errors="surrogateescape")
+    return text.split(f"\n{field}:\t")[1].split("\n")[0]
+
+
+def traced(pid: int) -> bool:
+    """Tell whether a process has a tracer."""
+    return status_of(pid, "TracerPid") != "0"
 
 
 class Way:
