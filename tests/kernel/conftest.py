@@ -123,7 +123,7 @@ def run(tmp_path: Path) -> Runner:
     return Runner(tmp_path)
 
 
-@pytest.fixture(params=["run", "exec", "attach"])
+@pytest.fixture(params=["run", "exec", "attach", "inject"])
 def way(request: pytest.FixtureRequest, run: Runner, place: Place) -> "Way":
     """Run commands under flagshim by each of its commands in turn."""
     from tests.kernel.ways import Way

@@ -112,6 +112,9 @@ def helper(build: Build, run: Runner, place: Place) -> Iterator[Path]:
 def test_setuid_helper_under_root(helper: Path, way: Way, place: Place) -> None:
     """It has its privilege, and as the owner it keeps its flag."""
     shim = way([str(helper), "open", str(place.file)])
+    if way.name == "inject":  # into a process of nobody's, which may not do without no_new_privs
+        assert (shim.out, shim.events("decision")) == ("noatime 0\n", [("cleared",)])
+        return
     assert (shim.status, shim.out) == (0, "noatime 1\n")
     assert shim.events("decision, fsuid") == [("kept", 0)]
 

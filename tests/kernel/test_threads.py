@@ -71,9 +71,11 @@ def test_left_in_the_middle_of_a_vfork(build: Build, run: Runner, place: Place) 
 KEPT = """
 import sys
 from flagshim.engines.command import command_for
+from flagshim.engines.policy import Policy
 from flagshim.engines.ptrace import PtraceEngine, filter_for
+from flagshim.engines.roster import Roster
 from flagshim.engines.stops import Stops
-from flagshim.rules import BUILT_IN, NONE_EXEMPT
+from flagshim.rules import BUILT_IN
 
 class Sink:
     def record(self, event): pass
@@ -81,9 +83,11 @@ class Sink:
     def flush(self): return True
     def flush_if_due(self): pass
 
-engine = PtraceEngine([BUILT_IN], Sink(), NONE_EXEMPT)
-engine.run(command_for(sys.argv[1:], filter_for([BUILT_IN], NONE_EXEMPT), None), [], Stops())
-print(len(engine.threads), len(engine.handler._processes), file=sys.stderr)
+policy = Policy([BUILT_IN])
+roster = Roster()
+engine = PtraceEngine(policy, Sink(), roster)
+engine.run(command_for(sys.argv[1:], filter_for(policy), None), [], Stops())
+print(len(engine.threads), len(engine.handler._processes), len(roster.tids()), file=sys.stderr)
 """
 
 
@@ -99,4 +103,4 @@ def test_nothing_is_kept_of_what_has_ended(
         [sys.executable, "-c", KEPT, build(name), argument, str(place.file)],
         capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=SECONDS,
     )  # fmt: skip
-    assert result.stderr == "0 0\n"
+    assert result.stderr == "0 0 0\n"

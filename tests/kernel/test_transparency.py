@@ -175,6 +175,9 @@ def test_child_that_is_not_to_be_traced(
     untraced = build("untraced")
     assert run.native([untraced, call, str(place.file)]).returncode == errno.EPERM
     shim = way([untraced, call, str(place.file)])
+    if way.name == "inject":  # docs/awkward.md, differences that remain
+        assert shim.status == errno.ENOSYS
+        return
     assert shim.status == 0, shim.err
     assert shim.events("decision, errno") == [("cleared", None)]
 

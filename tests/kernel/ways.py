@@ -1,4 +1,4 @@
-"""The three ways to be under flagshim: a child of it, what it becomes, attached to by it."""
+"""The ways to be under flagshim: a child of it, what it becomes, attached to, injected into."""
 
 import contextlib
 import os
@@ -95,14 +95,18 @@ class Way:
             user=NOBODY if user else None, process_group=0, **kwargs,
         )  # fmt: skip
         flagshim = None
+        injects = ("--inject-filter",) if self.name == "inject" else ()
         try:
-            flagshim = attach(self._run, process.pid, *options)
-            assert flagshim.poll() is None, flagshim.communicate()[1]
+            flagshim = attach(self._run, process.pid, *injects, *options)
+            if injects:
+                assert flagshim.wait(timeout=SECONDS) == 0, flagshim.communicate()[1]
+            else:
+                assert flagshim.poll() is None, flagshim.communicate()[1]
             with self._gate.open("w") as gate:
                 gate.write("\n")
             out, err = process.communicate(timeout=SECONDS)
             err += flagshim.communicate(timeout=SECONDS)[1]
-            return Run(process.returncode, out, err, self._run.trace)
+            return Run(process.returncode, out, err, ended_trace(self._run).trace)
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
