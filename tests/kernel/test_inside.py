@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,12 @@ def test_tracer_from_outside(build: Build, run: Runner, place: Place, debugger: 
     shim = run.supervised(["sh", "-c", script, str(fifo)], "--except", debugger, user=None)
     assert "Operation not permitted" in shim.out
     assert shim.out.endswith("\n0\n")
+
+
+def test_flagshim_inside(build: Build, run: Runner, place: Place) -> None:
+    """It is a tracer like others: exempt, it serves its own program."""
+    inner = run.command([build("odd"), "open", str(place.file)])
+    served = run.last()
+    shim = run.supervised(inner, "--except", Path(sys.executable).resolve().name, user=None)
+    assert (shim.status, shim.out) == (0, "noatime 0\n"), shim.err
+    assert served.events("decision") == [("cleared",)]
