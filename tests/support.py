@@ -1,6 +1,7 @@
 """What the tests of all three kinds share."""
 
 import os
+import select
 import sqlite3
 import sys
 from pathlib import Path
@@ -39,3 +40,24 @@ def rows(trace: Path, query: str) -> list[tuple[Any, ...]]:
         return connection.execute(query).fetchall()
     finally:
         connection.close()
+
+
+def read_until(fd: int, mark: bytes | None, seconds: float = 20) -> bytes:
+    """Read up to and with `mark`, or to the end if None; fail rather than wait for ever.
+
+    Args:
+        fd: where to read.
+        mark: what to wait for.
+        seconds: how long between two pieces.
+    """
+    output = b""
+    while select.select([fd], [], [], seconds)[0]:
+        try:
+            chunk = os.read(fd, 1024)
+        except OSError:  # EIO: nobody has the other end of the terminal
+            chunk = b""
+        output += chunk
+        if not chunk or (mark and mark in output):
+            assert not mark or mark in output, f"no {mark!r} in {output!r}"
+            return output
+    raise AssertionError(f"nothing more after {output!r}")

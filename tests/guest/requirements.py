@@ -13,6 +13,7 @@ from .vm import DEBIAN_QEMU, unpatched_qemu, user_prefix
 
 TOOLS = {
     "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
     "setpriv": "util-linux",
     "strace": "strace",
     "apt-get": "apt",

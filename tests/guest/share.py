@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,8 @@ FILES = 503
 PARALLEL_FILES = 31
 PARALLEL_READERS = 7
 """As in `init`."""
+
+SECOND_FILES = 101
 
 NAMES = ("with space", "with\nnewline", "with\ttab", "über-日本-ф", "-dash", "quote'\"$(x)\\", "*")
 
@@ -56,8 +58,7 @@ def make_share(folder: Path, files: int = FILES) -> None:
     parallel = {f"parallel/{at:02}": noise.randbytes(6007) for at in range(PARALLEL_FILES)}
     large = {"large": noise.randbytes((5 << 20) + FILES)}
     for name, contents in (("files", small), ("parallel", parallel), ("large", large)):
-        lines = (f"{hashlib.sha256(text).hexdigest()}  {at}\n" for at, text in contents.items())
-        _write(folder, f"expected/{name}", "".join(lines).encode())
+        _write(folder, f"expected/{name}", _sums(contents))
         for at, content in contents.items():
             _write(folder, at, content)
     for name in EDITED:
@@ -71,6 +72,17 @@ def make_share(folder: Path, files: int = FILES) -> None:
     _write(folder, f"bin/{BUSYBOX.name}", static_busybox(), 0o755)
 
 
+def make_second_share(folder: Path) -> None:
+    """Fill a folder with what `init` expects of a second share."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
+    noise = random.Random(SECOND_FILES)
+    contents = {f"second/{at:03}": noise.randbytes(1009 + at) for at in range(SECOND_FILES)}
+    _write(folder, "expected/second", _sums(contents))
+    for name, content in contents.items():
+        _write(folder, name, content)
+
+
 @contextmanager
 def share(files: int = FILES) -> Iterator[Path]:
     """A share in a temporary folder that QEMU's user can enter, gone when the block ends."""
@@ -80,6 +92,12 @@ def share(files: int = FILES) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
+
+
+def _sums(contents: Mapping[str, bytes]) -> bytes:
+    """Their checksums, as sha256sum(1) writes and reads them."""
+    lines = (f"{hashlib.sha256(text).hexdigest()}  {at}\n" for at, text in contents.items())
+    return "".join(lines).encode()
 
 
 def _write(folder: Path, name: str, content: bytes, mode: int = 0o644) -> None:

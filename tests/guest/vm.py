@@ -50,6 +50,9 @@ class Guest:
         user: QEMU runs as this user; None: `prefix` sees to that, or the caller's user will do.
         mode: "check" takes all steps, "bench" only reads and measures; see `init`.
         files: read no more than this many files.
+        second: a folder that is laid over the share, from a 9p share of its own.
+        words: more for the kernel's command line; see `init`.
+        serial: where the guest's console goes, as -serial takes it.
         extra: more arguments for QEMU.
         timeout: seconds until the guest counts as hung.
     """
@@ -61,6 +64,9 @@ class Guest:
     user: str | None = "nobody"
     mode: str = "check"
     files: int | None = None
+    second: Path | None = None
+    words: tuple[str, ...] = ()
+    serial: str = "stdio"
     extra: tuple[str, ...] = ()
     timeout: float = TIMEOUT
 
@@ -111,9 +117,13 @@ def user_prefix(user: str) -> tuple[str, ...]:
 
 def qemu_command(guest: Guest) -> list[str]:
     """The whole command, prefix and all, ready to run or (shlex.join) to paste."""
-    words = ["console=ttyS0", "quiet", "panic=-1", f"flagshim.mode={guest.mode}"]
+    words = ["console=ttyS0", "quiet", "panic=-1", f"flagshim.mode={guest.mode}", *guest.words]
     if guest.files is not None:
         words.append(f"flagshim.files={guest.files}")
+    shares = {"store": guest.share}
+    if guest.second is not None:
+        words.append("flagshim.second=1")
+        shares["second"] = guest.second
     return [
         *guest.prefix,
         *(user_prefix(guest.user) if guest.user else ()),
@@ -123,14 +133,20 @@ def qemu_command(guest: Guest) -> list[str]:
         "-m", "256M",
         "-nodefaults", "-no-user-config", "-no-reboot",
         "-display", "none",
-        "-serial", "stdio",
+        "-serial", guest.serial,
         "-kernel", str(guest.image.kernel),
         "-initrd", str(guest.image.initrd),
         "-append", " ".join(words),
-        "-fsdev", f"local,id=store,path={_escaped(guest.share)},security_model=none",
-        "-device", "virtio-9p-pci,fsdev=store,mount_tag=store",
+        *(word for tag, folder in shares.items() for word in _share_options(tag, folder)),
         *guest.extra,
     ]  # fmt: skip
+
+
+def _share_options(tag: str, folder: Path) -> tuple[str, ...]:
+    return (
+        "-fsdev", f"local,id={tag},path={_escaped(folder)},security_model=none",
+        "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}",
+    )  # fmt: skip
 
 
 def boot(guest: Guest) -> GuestResult:
@@ -174,9 +190,8 @@ def _clear_away(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _result(
-    in_time: bool, exit_status: int, console: str, stderr: str, seconds: float
-) -> GuestResult:
+def report_on(console: str) -> tuple[bool, dict[str, StepResult]]:
+    """Whether the guest came to the end of its steps, and how each went."""
     steps = {
         name: StepResult(state == "ok", detail.strip())
         for name, state, detail in re.findall(
@@ -184,11 +199,18 @@ def _result(
         )
     }
     done = re.search(r"^FLAGSHIM-DONE (\d+)$", console, flags=re.MULTILINE)
-    took = re.search(r"^FLAGSHIM-TIME (\d+\.\d+)$", console, flags=re.MULTILINE)
     if done and int(done[1]) != len(steps):
         # A kernel message in the middle of a line: never let a lost step pass for a good one.
         steps["console"] = StepResult(False, f"{len(steps)} of {done[1]} steps came through")
-    ended = Outcome.REPORTED if done else Outcome.DIED
+    return bool(done), steps
+
+
+def _result(
+    in_time: bool, exit_status: int, console: str, stderr: str, seconds: float
+) -> GuestResult:
+    reported, steps = report_on(console)
+    took = re.search(r"^FLAGSHIM-TIME (\d+\.\d+)$", console, flags=re.MULTILINE)
+    ended = Outcome.REPORTED if reported else Outcome.DIED
     return GuestResult(
         outcome=ended if in_time else Outcome.HUNG,
         steps=steps,

@@ -3,7 +3,6 @@
 import errno
 import os
 import pty
-import select
 import signal
 import subprocess
 import time
@@ -13,7 +12,7 @@ import pytest
 
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Run, Runner
 from tests.kernel.ways import Way
-from tests.support import REPOSITORY, rows
+from tests.support import REPOSITORY, read_until, rows
 
 
 @pytest.mark.parametrize("status", [0, 1, 7, 125, 255])
@@ -59,17 +58,6 @@ def test_failed_start_leaves_an_existing_trace_as_it_was(run: Runner, tmp_path: 
 
 
 STATUS = ["grep", "-E", "^(Sig|Uid|Gid|Groups|Cap|Umask|Cpus_allowed:)", "/proc/self/status"]
-
-
-def read_until(fd: int, mark: bytes | None, seconds: float = 20) -> bytes:
-    """Read up to and with `mark`, or to the end if None; fail rather than wait for ever."""
-    output = b""
-    while select.select([fd], [], [], seconds)[0]:
-        chunk = os.read(fd, 1024)
-        output += chunk
-        if not chunk or (mark and mark in output):
-            return output
-    raise AssertionError(f"nothing more after {output!r}")
 
 
 SEEN = (

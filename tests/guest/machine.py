@@ -1,0 +1,156 @@
+"""A QEMU that somebody starts and talks to: natively, by `flagshim run`, by `flagshim exec`."""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+
+from tests.support import REPOSITORY, flagshim_command, rows
+
+from .vm import user_prefix
+
+SECONDS = 60.0
+"""How long anything may take that needs no guest."""
+
+DENY_ALL = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+DENY = "on,obsolete=deny,spawn=deny,resourcecontrol=deny"
+"""What a QEMU can have that changes its user itself."""
+BARE = (
+    "qemu-system-x86_64", "-accel", "tcg", "-m", "32M",
+    "-nodefaults", "-no-user-config", "-display", "none", "-S",
+)  # fmt: skip
+"""A machine that is there but does not run."""
+
+
+class Way(StrEnum):
+    """How a QEMU is started."""
+
+    NATIVE = "native"
+    RUN = "run"
+    EXEC = "exec"
+
+    def prefix(self, trace: Path, user: str | None = None) -> tuple[str, ...]:
+        """What to write before the QEMU command.
+
+        Args:
+            trace: where flagshim writes.
+            user: whom QEMU is started as; None for the caller's user.
+        """
+        if self is Way.NATIVE:
+            return user_prefix(user) if user else ()
+        as_user = ("-u", user) if user else ()
+        return (*flagshim_command(), self.value, "-o", str(trace), *as_user, "--")
+
+
+class Machine:
+    """A QEMU that was started; leave the block of `started`, and it is gone."""
+
+    def __init__(self, way: Way, process: subprocess.Popen[str], trace: Path) -> None:
+        self.way = way
+        self.process = process
+        self.trace = trace
+
+    @property
+    def pid(self) -> int:
+        """QEMU's own PID, once it is QEMU."""
+        if self.way is Way.RUN:
+            wait_until(lambda: bool(children(self.process.pid, "qemu")), "flagshim starts QEMU")
+            return children(self.process.pid, "qemu")[0]
+        wait_until(lambda: program(self.process.pid).startswith("qemu"), "the process is QEMU")
+        return self.process.pid
+
+    def ended(self) -> tuple[int, str, str]:
+        """Wait for the end; exit status, standard output and standard error."""
+        out, err = self.process.communicate(timeout=SECONDS)
+        if self.way is not Way.NATIVE:
+            wait_for_session(self.trace)
+        return self.process.returncode, out or "", own_words(err or "")
+
+
+@contextlib.contextmanager
+def started(way: Way, argv: Sequence[str], trace: Path, user: str | None = None,
+            **how: object) -> Iterator[Machine]:  # fmt: skip
+    """Start a QEMU, with pipes unless told otherwise; end what is left of it.
+
+    Args:
+        way: with or without flagshim.
+        argv: the QEMU command.
+        trace: where flagshim writes.
+        user: whom QEMU is started as; None for the caller's user.
+        how: for subprocess.Popen.
+    """
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [*way.prefix(trace, user), *argv], text=True, cwd=REPOSITORY,
+        **{"stdin": pipe, "stdout": pipe, "stderr": pipe, **how},
+    )  # fmt: skip
+    try:
+        yield Machine(way, process, trace)
+    finally:
+        for pid in (*children(process.pid, "qemu"), process.pid):
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
+    """Look again and again, for what no descriptor tells."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.01)
+
+
+def wait_for_session(trace: Path) -> None:
+    """Wait until flagshim has ended the last session of a trace."""
+    query = "SELECT ended_ns FROM session ORDER BY id DESC LIMIT 1"
+    wait_until(lambda: rows(trace, query)[0][0] is not None, "the trace's session ends")
+
+
+def wait_for_end(pid: int, seconds: float = SECONDS) -> None:
+    """Wait for the end of a process that need not be a child."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([descriptor], [], [], seconds)[0], f"process {pid} goes on"
+    finally:
+        os.close(descriptor)
+
+
+def program(pid: int) -> str:
+    """The base name of a process's executable, empty if it has gone."""
+    try:
+        return Path(os.readlink(f"/proc/{pid}/exe")).name
+    except OSError:
+        return ""
+
+
+def children(pid: int, name: str) -> list[int]:
+    """The children of a process whose executable's name begins so."""
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [int(child) for child in found if program(int(child)).startswith(name)]
+
+
+def status_of(pid: int, *fields: str) -> dict[str, str]:
+    """Lines of /proc/PID/status, proc(5)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    pairs = (line.split(":", 1) for line in lines)
+    return {name: value.strip() for name, value in pairs if name in fields}
+
+
+def own_words(stderr: str) -> str:
+    """What QEMU said, without flagshim's last line."""
+    return "".join(
+        line for line in stderr.splitlines(keepends=True) if not line.startswith("flagshim: ")
+    )
