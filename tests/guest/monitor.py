@@ -37,8 +37,8 @@ class Monitor:
 def monitor(where: socket.socket | Path) -> Iterator[Monitor]:
     """Talk to the QEMU at the other end of a socket, or that listens at a path."""
     if isinstance(where, Path):
-        wait_until(where.exists, f"{where} is there")
-    protocol = QEMUMonitorProtocol(where if isinstance(where, socket.socket) else str(where))
+        where = _connected(where)
+    protocol = QEMUMonitorProtocol(where)
     protocol.settimeout(SECONDS)
     protocol.connect()
     try:
@@ -46,3 +46,19 @@ def monitor(where: socket.socket | Path) -> Iterator[Monitor]:
     finally:
         with contextlib.suppress(EOFError, ConnectionError):  # QEMU has ended
             protocol.close()
+
+
+def _connected(path: Path) -> socket.socket:
+    """A connection to whoever listens, or will soon; a dead QEMU may have left its socket there."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(SECONDS)
+
+    def connects() -> bool:
+        try:
+            connection.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+    wait_until(connects, f"a QEMU listens at {path}")
+    return connection
