@@ -93,11 +93,11 @@ def script(text: str, argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
 IN_BACKGROUND = '"$@" & pid=$!; echo "pid $pid."; wait $pid; echo "status $?."'
 
 
-def background_pid(process: subprocess.Popen[bytes]) -> int:
+def background_pid(process: subprocess.Popen[bytes], name: str = QEMU.name) -> int:
     assert process.stdout is not None
     said = read_until(process.stdout.fileno(), b".\n")
     pid = int(said.decode().split()[1].rstrip("."))
-    wait_until(lambda: program(pid) == QEMU.name, "$! is QEMU")
+    wait_until(lambda: program(pid) == name, f"$! is {name}")
     return pid
 
 
@@ -142,11 +142,14 @@ def test_trap_ends_the_machine(qemu: Path, place: Path) -> None:
 
 
 def test_timeout_ends_the_machine(qemu: Path, place: Path) -> None:
-    argv = ["timeout", "--preserve-status", "2", *machine(qemu, place)]
-    with script('"$@"; echo "status $?."', argv) as process:
+    argv = ["timeout", "--preserve-status", "1009", *machine(qemu, place)]
+    with script(IN_BACKGROUND, argv) as process:
+        pid = background_pid(process, "timeout")
+        until_ready(place)
+        os.kill(pid, signal.SIGALRM)  # what timeout(1) has itself told by when the time is up
         said = process.communicate(timeout=SECONDS)[0].decode()
     assert re.fullmatch(
-        r"\S+: terminating on signal 15 from pid \d+ \(timeout\)\nstatus 0\.\n", said
+        rf"\S+: terminating on signal 15 from pid {pid} \(timeout\)\nstatus 0\.\n", said
     )
 
 
