@@ -12,7 +12,7 @@ PACKAGES := python3-venv libseccomp2 gcc libc6-dev gcc-multilib make \
 
 export FLAGSHIM_CACHE := $(CACHE)
 
-.PHONY: help setup demo test lint check bench qemu-unpatched test-unpatched clean
+.PHONY: help setup demo test lint check bench qemu-unpatched test-unpatched test-suites clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -50,6 +50,9 @@ $(CACHE)/qemu-unpatched/qemu-system-x86_64: | $(READY)
 
 test-unpatched: $(READY) qemu-unpatched  ## boot the guest on that QEMU, without and with flagshim
 	$(PYTHON) -m pytest -m unpatched tests/guest
+
+test-suites: $(READY)  ## suites of other programs, natively and under flagshim: the same results? (an hour)
+	$(PYTHON) -m tests.suites
 
 clean:  ## remove .venv and caches in the tree; $FLAGSHIM_CACHE stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -22,9 +22,11 @@ class Source(NamedTuple):
     address: str
     suite: str
     component: str
+    kind: str = "deb"
+    """Or "deb-src"."""
 
     def __str__(self) -> str:
-        return f"deb [signed-by={KEYRING}] {self.address} {self.suite} {self.component}"
+        return f"{self.kind} [signed-by={KEYRING}] {self.address} {self.suite} {self.component}"
 
 
 def own_sources() -> list[Source]:
@@ -95,6 +97,16 @@ class Apt:
             run(["apt-get", *self.options, "download", "-qq", package], cwd=scratch)
             for archive in Path(scratch).glob("*.deb"):
                 run(["dpkg", "-x", str(archive), str(target)])
+
+    def unpack_source(self, package: str, target: Path) -> None:
+        """Download a source package (from sources that are deb-src), and unpack it as a folder.
+
+        dpkg-source(1), of the package dpkg-dev, has to be there.
+        """
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            run(["apt-get", *self.options, "source", "-qq", package], cwd=scratch)
+            (unpacked,) = (path for path in Path(scratch).iterdir() if path.is_dir())
+            unpacked.rename(target)
 
     def _ask(self, *words: str) -> str:
         return run(["apt-cache", *self.options, *words]).decode()

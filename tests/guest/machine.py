@@ -14,6 +14,9 @@ from tests.support import REPOSITORY, flagshim_command, rows
 
 from .vm import user_prefix
 
+MARK = "FLAGSHIM_TEST_MACHINE"
+"""A variable of the environment by which a daemon is found again."""
+
 SECONDS = 60.0
 """How long anything may take that needs no guest."""
 
@@ -85,18 +88,28 @@ def started(way: Way, argv: Sequence[str], trace: Path, user: str | None = None,
         how: for subprocess.Popen.
     """
     pipe = subprocess.PIPE
+    mark = f"{MARK}={os.getpid()}-{time.monotonic_ns()}"
     process = subprocess.Popen(
-        [*way.prefix(trace, user), *argv], text=True, cwd=REPOSITORY,
+        ["env", mark, *way.prefix(trace, user), *argv], text=True, cwd=REPOSITORY,
         **{"stdin": pipe, "stdout": pipe, "stderr": pipe, **how},
     )  # fmt: skip
     try:
         yield Machine(way, process, trace)
     finally:
-        for pid in (*children(process.pid, "qemu"), process.pid):
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        process.communicate()
+        for pid in _marked(mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=SECONDS)
+
+
+def _marked(mark: str) -> list[int]:
+    """Every QEMU that was started with a mark in its environment, and supervisors after them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+    return sorted(found, key=lambda pid: not program(pid).startswith("qemu"))
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:

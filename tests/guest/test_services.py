@@ -87,7 +87,7 @@ def script(text: str, argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=SECONDS)
 
 
 IN_BACKGROUND = '"$@" & pid=$!; echo "pid $pid."; wait $pid; echo "status $?."'
