@@ -4,7 +4,7 @@ import subprocess
 
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
 from tests.kernel.ways import Way, as_exec
-from tests.support import REPOSITORY, require
+from tests.support import rows, REPOSITORY, require
 
 VARIES = {
     "Tgid", "Pid", "PPid", "NStgid", "NSpid", "NSpgid", "NSsid", "SigQ", "VmPeak", "VmSize",
@@ -53,6 +53,8 @@ def test_filter_of_the_program_with_a_listener(
     else:
         assert shim.out == alone.stdout
         assert shim.events() == []
+    if way.name in ("run", "exec"):
+        assert rows(shim.trace, "SELECT kind FROM blind_spot") == [("seccomp listener",)]
 
 
 def test_ignored_signal_interrupts(build: Build, run: Runner, way: Way) -> None:
