@@ -139,6 +139,23 @@ def test_supervisor_lets_go_of_what_the_program_closes(run: Runner) -> None:
     assert process.wait(timeout=SECONDS) == 0
 
 
+def test_supervisor_lets_go_of_what_it_handed_on(run: Runner) -> None:
+    """The same for a descriptor above 2: who reads its other end waits for CMD alone."""
+    read_end, write_end = os.pipe()
+    argv = run.command(["bash", "-c", f"exec {write_end}>&-; read line"], user=None)
+    process = subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=REPOSITORY,
+        pass_fds=[write_end],
+    )  # fmt: skip
+    os.close(write_end)
+    try:
+        assert read_until(read_end, None) == b""
+        assert process.poll() is None, "the program is still there"
+    finally:
+        os.close(read_end)
+        process.communicate(b"\n", timeout=SECONDS)
+
+
 @pytest.mark.parametrize(
     "mode",
     ["thread-exec", "zombie-leader", "vfork", "spawn", "orphan", "clone0", "clone3-0", "open"],
