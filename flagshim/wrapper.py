@@ -12,6 +12,7 @@ from flagshim.errors import FlagshimError
 
 _MARK = "# flagshim-wraps: "
 _MARK_WITHIN = 1024  # bytes
+_QUESTIONS = "'1 --help' | '1 -help' | '1 --version' | '1 -version'"
 
 
 def write_wrapper(program: str, file: Path, options: Sequence[str], replace: bool) -> Path:
@@ -77,6 +78,8 @@ def _script(target: Path, options: Sequence[str]) -> bytes:
         "#!/bin/sh\n"
         "# Made by `flagshim wrap`: runs the program below, unchanged, under flagshim.\n"
         f"{_MARK}{target}\n"
+        # A question about the program, asked often and at start-up, not a run of it.
+        f'case "$# $1" in {_QUESTIONS}) exec {shlex.quote(str(target))} "$1" ;; esac\n'
         f'exec {command} "$@"\n'
     )
 

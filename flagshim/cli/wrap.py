@@ -30,7 +30,8 @@ def wrap(
 ) -> int:
     """Write an executable FILE that stands for PROGRAM: it runs it through `flagshim exec`.
 
-    Arguments go through unchanged, and so do PID, exit status and signals. Give it to whatever
+    Arguments go through unchanged, and so do PID, exit status and signals. A lone --help or
+    --version is answered by PROGRAM alone, as quickly as ever. Give it to whatever
     wants to know where QEMU is: libvirt's <emulator>, a systemd unit, a test driver. The trace
     has to be writable by whoever runs it.
     """

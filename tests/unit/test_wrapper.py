@@ -30,6 +30,19 @@ def test_arguments_pid_and_status_go_through(program: Path, tmp_path: Path) -> N
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("question", ["--help", "-help", "--version", "-version"])
+def test_a_lone_question_is_not_supervised(program: Path, tmp_path: Path, question: str) -> None:
+    """Who asks for the version at every start should not wait for flagshim's start."""
+    wrapper, trace = tmp_path / "wrapper", tmp_path / "t.db"
+    write_wrapper(str(program), wrapper, ["-o", str(trace)], replace=False)
+    process = subprocess.Popen([wrapper, question], stdout=subprocess.PIPE, text=True)
+    assert process.communicate(timeout=60)[0] == f"{question}|{process.pid}\n"
+    assert not trace.exists()
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([wrapper, question, "more"], check=True, env=environment)
+    assert trace.exists()
+
+
 def test_wrapper_of_a_wrapper_is_refused(program: Path, tmp_path: Path) -> None:
     wrapper = tmp_path / "wrapper"
     write_wrapper(str(program), wrapper, [], replace=False)
