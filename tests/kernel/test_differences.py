@@ -4,7 +4,7 @@ import subprocess
 
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
 from tests.kernel.ways import Way, as_exec
-from tests.support import rows, REPOSITORY, require
+from tests.support import REPOSITORY, require, rows
 
 VARIES = {
     "Tgid", "Pid", "PPid", "NStgid", "NSpid", "NSpgid", "NSsid", "SigQ", "VmPeak", "VmSize",
