@@ -4,6 +4,8 @@ import contextlib
 import os
 from collections.abc import Callable
 
+from flagshim import status
+
 EXIT_FAILURE = 125
 """flagshim itself failed, as in env(1), timeout(1) and docker-run(1)."""
 EXIT_NOT_EXECUTABLE = 126
@@ -36,9 +38,13 @@ class FlagshimError(Exception):
 def say(text: str) -> None:
     """Print one line on stderr, "flagshim: …", if anybody is there to read it.
 
+    Or tell it to the program that started us, where that has said that it listens.
+
     Straight to the descriptor: what cannot be written is not to fail again when Python exits,
     and does not change the exit status. `text` may hold names that others chose.
     """
+    if status.tell("message", text=text):
+        return
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     with contextlib.suppress(OSError):
         os.write(2, f"flagshim: {safe}\n".encode(errors="backslashreplace"))

@@ -25,6 +25,7 @@ from flagshim.engines.stops import Stops
 from flagshim.errors import FlagshimError, Say, say
 from flagshim.linux import set_name, set_title
 from flagshim.rules import MACHINE, Rule
+from flagshim.status import tell
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.events import text_or_bytes
 from flagshim.trace.store import Session, begin_session, take_back
@@ -79,6 +80,7 @@ def supervise(argv: Sequence[str], how: Supervision, user: User | None = None) -
     stops = Stops()
     session = _begin(argv, how, PtraceEngine.name, _uid(user))
     post = _first_post(how, session, say)
+    tell("begin", session=session.id)
     try:
         status = post.engine.run(command, handed_on, stops)
     except FlagshimError:

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from flagshim import __version__, descriptors
+from flagshim import __version__, descriptors, status
 from flagshim.errors import EXIT_FAILURE, FlagshimError, say
 
 _COMMANDS = ("run", "exec", "wrap", "attach", "report", "doctor")
@@ -61,6 +61,10 @@ def _main() -> int:
     except (click.Abort, KeyboardInterrupt):
         return _complain("interrupted")
     except FlagshimError as error:
+        if status.tell(
+            "error", message=error.message, hint=error.hint, exit_status=error.exit_code
+        ):
+            return error.exit_code
         return _complain(str(error), error.exit_code)
     except BrokenPipeError:
         return _reader_is_gone()
@@ -71,7 +75,8 @@ def _main() -> int:
 
 
 def _complain(text: str, exit_code: int = EXIT_FAILURE) -> int:
-    say(text)
+    if not status.tell("error", message=text, hint="", exit_status=exit_code):
+        say(text)
     return exit_code
 
 

@@ -1,10 +1,12 @@
 """Options that several commands share, and what becomes of them."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from flagshim import status
 from flagshim.errors import FlagshimError, say
 from flagshim.reports.text import command_line
 from flagshim.session import Outcome
@@ -30,6 +32,27 @@ def trace_option(default: str) -> Callable[[Callable[..., int]], Callable[..., i
     )
 
 
+def _listen(context: click.Context, option: click.Parameter, fd: int | None) -> None:
+    if fd is None:
+        return
+    try:
+        status.report_to(fd)
+    except OSError as error:
+        raise click.BadParameter(f"{fd}: {error.strerror}", context, option) from None
+
+
+status_option = click.option(
+    "--status-fd",
+    metavar="FD",
+    type=click.IntRange(min=3),
+    is_eager=True,
+    expose_value=False,
+    callback=_listen,
+    help="Say what is to be said on descriptor FD, in JSON lines, and nothing on stderr.",
+)
+"""For programs that start flagshim, above all supervised.py."""
+
+
 command_argument = click.argument(
     "cmd", nargs=-1, type=click.UNPROCESSED, metavar="-- CMD [ARG]..."
 )
@@ -48,6 +71,8 @@ def command_from(cmd: tuple[str, ...], example: str) -> tuple[str, ...]:
 
 def sum_up(outcome: Outcome, trace: Path) -> None:
     """Print the last line on stderr: how many, of how many, and what to type next."""
+    if status.tell("end", **asdict(outcome)):
+        return
     noun = "open" if outcome.seen == 1 else "opens"
     parts = [f"{outcome.cleared} of {outcome.seen} {noun} rewritten"]
     if outcome.still_refused:

@@ -12,6 +12,7 @@ from flagshim.cli.options import (
     COMMAND_SETTINGS,
     command_argument,
     command_from,
+    status_option,
     sum_up,
     trace_option,
     user_option,
@@ -29,6 +30,7 @@ from flagshim.trace.location import new_trace
 @user_option
 @trace_option("a new file")
 @supervision_options
+@status_option
 @command_argument
 def run(
     user: str | None,

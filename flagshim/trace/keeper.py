@@ -16,6 +16,7 @@ from typing import NoReturn
 from flagshim import descriptors
 from flagshim.errors import Say
 from flagshim.linux import set_name, set_title
+from flagshim.status import listeners
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.store import Batch, BlindSpot, Session, TraceFile
 
@@ -49,7 +50,7 @@ def keep(session: Session, bound: Bound, pipe: int, reply: int, say: Say) -> NoR
         set_name("flagshim")
         set_title(f"flagshim: keeper of {os.getppid()}, writes {session.trace}")
         descriptors.blank(0, 1)
-        descriptors.close_all_but(pipe, reply)
+        descriptors.close_all_but(pipe, reply, *listeners())
         keeper = _Keeper(session, bound, say)
         keeper.run(pipe)
         with contextlib.suppress(BrokenPipeError):  # the supervisor was killed

@@ -1,0 +1,216 @@
+"""`import flagshim`: what a Python program gets of a supervised command."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import flagshim
+from tests.kernel.conftest import NOBODY, Place, Runner
+from tests.support import REPOSITORY, rows
+
+
+def dd(place: Place) -> list[str]:
+    return ["dd", "iflag=noatime", f"if={place.file}", "status=none"]
+
+
+def test_events_of_a_command(place: Place, run: Runner) -> None:
+    assert run.native(dd(place)).returncode != 0
+    with flagshim.supervise(dd(place), user="nobody", stdout=subprocess.PIPE, text=True) as dd_run:
+        assert dd_run.stdout
+        assert dd_run.stdout.read() == "content\n"
+    assert dd_run.returncode == 0
+    (event,) = dd_run.events
+    assert (event.decision, event.resolved, event.fsuid) == ("cleared", str(place.file), NOBODY)
+    assert (dd_run.session.seen, dd_run.session.lost, dd_run.session.uid) == (1, 0, NOBODY)
+    assert dd_run.session.command == tuple(dd(place))
+
+
+def test_run_is_like_subprocess(place: Place) -> None:
+    script = f"cat; cat <&$1; echo $A $PWD; echo oops >&2; {' '.join(dd(place))}; exit 125"
+    reader, writer = os.pipe()
+    os.write(writer, b"passed\n")
+    os.close(writer)
+    done = flagshim.run(
+        ["bash", "-c", script, "bash", str(reader)], user="nobody", input="in\n", capture_output=True,
+        text=True, cwd=place.path, env={"PATH": "/usr/bin:/bin", "A": "1", "PYTHONHOME": "/x"},
+        pass_fds=[reader],
+    )  # fmt: skip
+    os.close(reader)
+    assert done.stdout == f"in\npassed\n1 {place.path}\ncontent\n"
+    assert done.stderr == "oops\n"
+    assert done.returncode == 125  # the command's own, and so no error of ours
+    assert [event.decision for event in done.events] == ["cleared"]
+
+
+def test_rules(place: Place, tmp_path: Path) -> None:
+    kept = flagshim.run(dd(place), user="nobody", paths=["/nix/**"], capture_output=True)
+    assert kept.returncode != 0
+    assert [event.reason for event in kept.events] == ["no rule matches"]
+    always = flagshim.run(dd(place), when="always", clear=["O_NOATIME"], capture_output=True)
+    assert [event.reason for event in always.events] == ["rule says always"]
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\nname = "mine"\nclear = ["O_NOATIME"]\n')
+    mine = flagshim.run(dd(place), user="nobody", rules=rules, capture_output=True)
+    assert [event.rule for event in mine.events] == ["mine"]
+
+
+def test_a_named_trace_is_added_to_and_stays(place: Place, tmp_path: Path) -> None:
+    for _ in range(2):
+        done = flagshim.run(dd(place), user="nobody", trace=tmp_path / "t.db", capture_output=True)
+        assert len(done.events) == 1
+    assert rows(tmp_path / "t.db", "SELECT count(*) FROM session") == [(2,)]
+
+
+def test_an_unnamed_trace_goes() -> None:
+    child = flagshim.supervise(["true"])
+    child.wait()
+    folder = child.trace.parent
+    assert folder.exists()
+    del child
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "options", "message", "exit_code"),
+    [
+        (["no-such-program"], {}, "no-such-program: not found", 127),
+        (["/etc/passwd"], {}, "/etc/passwd: Permission denied", 126),
+        (["true"], {"user": "no-such-user"}, "no such user", 125),
+        (["true"], {"trace": "/proc/trace.db"}, "not a place for a trace", 125),
+        (["true"], {"rules": "/no/rules.toml"}, "/no/rules.toml", 125),
+        (["true"], {"when": "sometimes"}, "'sometimes' is not one of", 125),
+    ],
+)
+def test_what_cannot_be_done(argv, options, message, exit_code) -> None:
+    with pytest.raises(flagshim.FlagshimError, match=message) as caught:
+        flagshim.run(argv, capture_output=True, **options)
+    assert caught.value.exit_code == exit_code
+
+
+def test_a_failure_before_the_start_is_told_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(flagshim.FlagshimError, match="not found"):
+        flagshim.supervise(["no-such-program"])
+    assert capfd.readouterr().err == ""
+
+
+def test_a_string_is_no_command() -> None:
+    with pytest.raises(TypeError, match=r"shlex\.split"):
+        flagshim.run("echo a")  # type: ignore[arg-type]
+
+
+def test_check() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        flagshim.run(["sh", "-c", "echo no >&2; exit 3"], check=True, capture_output=True)
+    assert (caught.value.returncode, caught.value.stderr) == (3, b"no\n")
+
+
+def test_signals() -> None:
+    script = "trap 'echo got; exit 7' USR1; echo ready; while :; do read x; done"
+    with flagshim.supervise(
+        ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout.readline() == b"ready\n"
+        assert child.poll() is None
+        child.send_signal(signal.SIGUSR1)
+        assert child.communicate()[0] == b"got\n"
+        assert child.returncode == 7
+    with flagshim.supervise(["sleep", "97"]) as child:
+        child.terminate()
+    assert child.returncode == -signal.SIGTERM
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def stubborn(**options) -> tuple[flagshim.Supervised, int]:
+    """A command, and a child of it, that SIGTERM does not end."""
+    script = "trap '' TERM; sh -c 'echo $$; while :; do sleep 97; done'; :"
+    child = flagshim.supervise(["sh", "-c", script], stdout=subprocess.PIPE, **options)
+    return child, int(child.stdout.readline())
+
+
+def test_timeout_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flagshim.supervised._GRACE_SECONDS", 0.1)
+    child, pid = stubborn(timeout=0.5)
+    with pytest.raises(subprocess.TimeoutExpired, match=r"'sh', '-c'.* 0\.5 seconds"), child:
+        pass
+    assert not alive(pid)
+    assert child.returncode == -signal.SIGKILL
+    assert child.session.ended_ns is None
+
+
+def test_an_exception_in_the_block_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flagshim.supervised._GRACE_SECONDS", 0.1)
+    child, pid = stubborn()
+    with pytest.raises(ZeroDivisionError), child:
+        raise ZeroDivisionError
+    assert not alive(pid)
+
+
+def test_kill_is_not_our_failure() -> None:
+    child, pid = stubborn()
+    with child:
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while alive(pid):
+        assert time.monotonic() < deadline
+    child.session  # noqa: B018  (the trace is whole)
+
+
+def test_a_killed_supervisor_is_an_error() -> None:
+    child, _ = stubborn()
+    os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(flagshim.FlagshimError, match="its supervisor ended before it"):
+        child.wait()
+    child.stdout.close()
+
+
+def test_events_so_far(place: Place) -> None:
+    script = f"{' '.join(dd(place))}; echo done; read x"
+    with flagshim.supervise(
+        ["sh", "-c", script], user="nobody", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout.readline() == b"content\n"
+        assert child.stdout.readline() == b"done\n"
+        deadline = time.monotonic() + 20
+        while not child.events:
+            assert time.monotonic() < deadline
+        child.communicate(b"\n")
+
+
+def test_import_is_cheap() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import flagshim; flagshim.__version__;"
+        "print(sorted(set(sys.modules) - before))"
+    )
+    out = subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY, text=True)
+    assert out == "['flagshim']\n"
+
+
+def test_public_names() -> None:
+    assert {name: getattr(flagshim, name).__module__ for name in flagshim._HOME} == flagshim._HOME
+    assert set(flagshim.__all__) == {*flagshim._HOME, "__version__"}
+    with pytest.raises(AttributeError, match="no_such_name"):
+        flagshim.no_such_name  # noqa: B018
+
+
+def test_found_where_only_the_calling_program_finds_it(tmp_path: Path) -> None:
+    """As under NixOS, whose programs add their packages to sys.path themselves."""
+    packages = [path for path in sys.path if "site-packages" in path or "dist-packages" in path]
+    code = (
+        f"import sys; sys.path += {[str(REPOSITORY), *packages]};"
+        "import flagshim; print(flagshim.run(['true']).returncode)"
+    )
+    argv = ["/usr/bin/python3", "-I", "-S", "-c", code]
+    assert subprocess.check_output(argv, cwd=tmp_path, text=True) == "0\n"
