@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from flagshim import __version__, descriptors, tracee
+from flagshim import __version__, ci, descriptors, tracee
 from flagshim.engines.attach import AttachEngine, find_target, seize_target
 from flagshim.engines.command import User, command_failure, command_for
 from flagshim.engines.detach import NotServed, become_served, start_helper
@@ -255,7 +255,8 @@ def _begin(argv: Sequence[str], how: Supervision, engine: str, uid: int) -> Sess
         raise FlagshimError(
             "/proc is that of another PID namespace", "mount one for this: unshare --mount-proc"
         )
-    return begin_session(how.trace, _session_row(argv, how.policy.rules, engine, uid))
+    row = _session_row(argv, how.policy.rules, engine, uid)
+    return begin_session(how.trace, row, ci.labels(os.environ))
 
 
 def _say_in_syslog(text: str) -> None:

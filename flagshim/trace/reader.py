@@ -5,7 +5,7 @@ import json
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import NoneType, TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -107,6 +107,35 @@ class TraceReader:
         for session_id, *spot in self._rows(query, (_INT, _TEXT, _NAME, _INT)):
             spots.setdefault(session_id, []).append(BlindSpot(*spot))
         return spots
+
+    def labels(self) -> dict[int, dict[str, str]]:
+        """What else is known of the sessions, such as their CI job, by session ID."""
+        found: dict[int, dict[str, str]] = {}
+        query = "SELECT session_id, name, value FROM label ORDER BY session_id, name"
+        for session_id, name, value in self._rows(query, (_INT, _TEXT, _TEXT)):
+            found.setdefault(session_id, {})[name] = value
+        return found
+
+    def tables(self) -> dict[str, list[str]]:
+        """The names of all tables that belong to sessions, and of their columns."""
+        query = """
+            SELECT m.name, c.name FROM sqlite_master AS m, pragma_table_info(m.name) AS c
+            WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite%' ORDER BY m.name, c.cid"""
+        found: dict[str, list[str]] = {}
+        for table, column in self._rows(query, (_TEXT, _TEXT)):
+            found.setdefault(table, []).append(column)
+        return found
+
+    def rows(self, table: str, kinds: Mapping[str, tuple[type, ...]]) -> Iterator[tuple[Any, ...]]:
+        """All rows of a table as they are, in the order of writing.
+
+        Args:
+            table: one of `tables`.
+            kinds: the columns wanted, and the types each may have.
+        """
+        key = "id" if "id" in self.tables()[table] else "session_id"
+        query = f"SELECT {', '.join(kinds)} FROM {table} ORDER BY {key}"
+        return self._rows(query, tuple(kinds.values()))
 
     def events(
         self, since_ns: int | None = None, limit: int | None = None

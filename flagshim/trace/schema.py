@@ -72,11 +72,17 @@ CREATE TABLE IF NOT EXISTS trouble (             -- what flagshim has to complai
     time_ns      INTEGER NOT NULL,
     text         TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS label (               -- what else is known of a session
+    session_id   INTEGER NOT NULL REFERENCES session(id),
+    name         TEXT NOT NULL,    -- as OpenTelemetry's semantic conventions call it
+    value        TEXT NOT NULL,
+    PRIMARY KEY (session_id, name)
+) WITHOUT ROWID;
 """
 
 TABLES = {statement.split("(")[0].split()[-1]: statement for statement in DDL.split(";\n")[:-1]}
 """The statements, by the table they make."""
-ADDED_LATER = frozenset({"dropped", "trouble"})
+ADDED_LATER = frozenset({"dropped", "trouble", "label"})
 """Tables that a trace of this version may lack."""
 
 INSERT_EVENT = f"INSERT INTO event VALUES (NULL, {', '.join('?' * 20)})"

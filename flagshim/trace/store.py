@@ -89,11 +89,18 @@ class TraceFile:
         )
         return int(cursor.lastrowid or 0)
 
+    def add_labels(self, session_id: int, labels: Mapping[str, str]) -> None:
+        """Insert rows of the table `label`."""
+        self._db.executemany(
+            "INSERT OR REPLACE INTO label VALUES (?, ?, ?)",
+            ((session_id, name, value) for name, value in labels.items()),
+        )
+
     def remove_session(self, session: "Session") -> None:
         """Take a session back that never began, and the file if it was made for it."""
         db = self._db
         db.execute("BEGIN EXCLUSIVE")
-        for table, column in (("session", "id"), ("trouble", "session_id")):
+        for table, column in (("session", "id"), ("trouble", "session_id"), ("label", "session_id")):
             db.execute(f"DELETE FROM {table} WHERE {column} = ?", (session.id,))
         if session.made_file and not db.execute("SELECT count(*) FROM session").fetchone()[0]:
             self.path.unlink(missing_ok=True)
@@ -189,16 +196,38 @@ class Session(NamedTuple):
     """Whether the trace was made for it."""
 
 
-def begin_session(path: Path, row: Mapping[str, object]) -> Session:
+def begin_session(
+    path: Path, row: Mapping[str, object], labels: Mapping[str, str] | None = None
+) -> Session:
     """Open an existing trace, or make a new one, and add a session to it.
 
     Args:
         path: may be relative.
         row: columns of the table `session`.
+        labels: what else is known of it.
 
     Raises:
         FlagshimError: the file is something else, or cannot be written.
     """
+    with _made_ready(path) as (trace, made):
+        session = Session(trace.path, trace.add_session(row), made)
+        trace.add_labels(session.id, labels or {})
+        return session
+
+
+def make_trace(path: Path) -> Path:
+    """Make a trace without sessions, unless there is a trace; return its absolute path.
+
+    Raises:
+        FlagshimError: the file is something else, or cannot be written.
+    """
+    with _made_ready(path) as (trace, _):
+        return trace.path
+
+
+@contextlib.contextmanager
+def _made_ready(path: Path) -> Iterator[tuple[TraceFile, bool]]:
+    """Open a trace, made if missing, with all its tables; say what is wrong in our words."""
     hint = "choose another file with -o"
     made = False
     try:
@@ -213,7 +242,7 @@ def begin_session(path: Path, row: Mapping[str, object]) -> Session:
         trace = TraceFile(path)
         try:
             trace.set_up()
-            return Session(path, trace.add_session(row), made)
+            yield trace, made
         finally:
             trace.close()
     except (sqlite3.Error, OSError) as error:

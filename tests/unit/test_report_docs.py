@@ -24,7 +24,10 @@ def test_application_id_and_version():
     assert f"| `user_version` | {schema.VERSION} |" in TEXT
 
 
-@pytest.mark.parametrize("table", ["session", "event", "blind_spot", "dropped", "trouble"])
+TABLES = ["session", "event", "blind_spot", "dropped", "trouble", "label"]
+
+
+@pytest.mark.parametrize("table", TABLES)
 def test_every_column(tmp_path, table):
     trace = Trace(tmp_path / "t.db")
     columns = [row[1] for row in trace.db.execute(f"PRAGMA table_info({table})")]
