@@ -37,7 +37,8 @@ def test_run_is_like_subprocess(place: Place) -> None:
     os.close(writer)
     done = flagshim.run(
         ["bash", "-c", script, "bash", str(reader)], user="nobody", input="in\n",
-        capture_output=True, text=True, cwd=place.path, env={"PATH": "/usr/bin:/bin", "A": "1", "PYTHONHOME": "/x"},
+        env={"PATH": "/usr/bin:/bin", "A": "1", "PYTHONHOME": "/x"},
+        capture_output=True, text=True, cwd=place.path,
         pass_fds=[reader],
     )  # fmt: skip
     os.close(reader)
