@@ -65,6 +65,8 @@ class Options(TypedDict, total=False):
     """Take the rules from this TOML file instead of the three above."""
     trace: PathName
     """Add a session to this trace, made if missing. Default: a temporary one."""
+    keep: str
+    """Bound the trace: so many events, or those of so long a time, as in "30d"."""
     timeout: float
     """Seconds the command may take, from its start."""
     stdin: Stream
@@ -385,6 +387,7 @@ def _rule_words(options: Options) -> list[str]:
     given = [
         ("--user", options.get("user")),
         ("--when", options.get("when")),
+        ("--keep", options.get("keep")),
         ("--rules", rules and os.path.abspath(os.fsdecode(rules))),
         *(("--clear", flag) for flag in options.get("clear", ())),
         *(("--path", glob) for glob in options.get("paths", ())),

@@ -100,7 +100,11 @@ class TraceFile:
         """Take a session back that never began, and the file if it was made for it."""
         db = self._db
         db.execute("BEGIN EXCLUSIVE")
-        for table, column in (("session", "id"), ("trouble", "session_id"), ("label", "session_id")):
+        for table, column in (
+            ("session", "id"),
+            ("trouble", "session_id"),
+            ("label", "session_id"),
+        ):
             db.execute(f"DELETE FROM {table} WHERE {column} = ?", (session.id,))
         if session.made_file and not db.execute("SELECT count(*) FROM session").fetchone()[0]:
             self.path.unlink(missing_ok=True)
