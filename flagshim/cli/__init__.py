@@ -9,7 +9,7 @@ import click
 from flagshim import __version__, descriptors, status
 from flagshim.errors import EXIT_FAILURE, FlagshimError, say
 
-_COMMANDS = ("run", "exec", "wrap", "attach", "report", "merge", "doctor")
+_COMMANDS = ("run", "exec", "wrap", "attach", "report", "merge", "export", "doctor")
 
 
 class _Commands(click.Group):

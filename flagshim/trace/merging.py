@@ -94,18 +94,14 @@ class Merging:
         columns = reader.tables()
         self._check(reader, columns)
         places, merged = self._place(reader, columns["session"])
-        for table in columns:
+        for table, names in columns.items():
             if table == "session":
                 continue
-            kinds = {
-                name: kind
-                for name, kind in self._tables[table].items()
-                if name in columns[table] and name != "id"
-            }
-            names = ", ".join(kinds)
-            marks = ", ".join("?" * len(kinds))
+            kinds = {name: kind for name, kind in self._tables[table].items() if name in names}
+            kept = [name for name in kinds if name != "id"]
+            marks = ", ".join("?" * len(kept))
             self._db.executemany(
-                f"INSERT INTO {table} ({names}) VALUES ({marks})",
+                f"INSERT INTO {table} ({', '.join(kept)}) VALUES ({marks})",
                 _moved(reader, table, kinds, places),
             )
         return merged
@@ -178,7 +174,8 @@ def _is_later(session: Session, ended_ns: int | None, seen: int) -> bool:
 def _moved(
     reader: TraceReader, table: str, kinds: _Kinds, places: dict[int, int | None]
 ) -> Iterator[tuple[object, ...]]:
-    position = list(kinds).index("session_id")
+    names = list(kinds)
+    position, first = names.index("session_id"), names.index("id") + 1 if "id" in names else 0
     for row in reader.rows(table, kinds):
         if row[position] not in places:
             raise FlagshimError(
@@ -187,4 +184,4 @@ def _moved(
             )
         place = places[row[position]]
         if place is not None:
-            yield (*row[:position], place, *row[position + 1 :])
+            yield (*row[first:position], place, *row[position + 1 :])

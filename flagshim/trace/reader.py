@@ -130,11 +130,11 @@ class TraceReader:
         """All rows of a table as they are, in the order of writing.
 
         Args:
-            table: one of `tables`.
+            table: its name.
             kinds: the columns wanted, and the types each may have.
         """
-        key = "id" if "id" in self.tables()[table] else "session_id"
-        query = f"SELECT {', '.join(kinds)} FROM {table} ORDER BY {key}"
+        order = " ORDER BY id" if "id" in kinds else ""
+        query = f"SELECT {', '.join(kinds)} FROM {table}{order}"
         return self._rows(query, tuple(kinds.values()))
 
     def events(

@@ -1,0 +1,1 @@
+"""Traces for what looks at many machines: Parquet files, an OTLP endpoint; one module each."""
