@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import NamedTuple
@@ -56,11 +56,15 @@ class Merging:
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
-    def add(self, source: Path) -> Merged:
+    def add(self, source: Path, labels: Mapping[str, str] | None = None) -> Merged:
         """Copy what is not there yet: the whole source, or nothing.
 
         A session that is there already is copied again if the source knows more of it, because
         it still ran when it was merged before.
+
+        Args:
+            source: a trace.
+            labels: what else is known of all its sessions.
 
         Raises:
             FlagshimError: the source is not a trace that can be read, or the target cannot be
@@ -72,7 +76,7 @@ class Merging:
         with TraceReader(source) as reader:
             try:
                 db.execute("BEGIN IMMEDIATE")
-                merged = self._copy(reader)
+                merged = self._copy(reader, labels or {})
                 db.execute("COMMIT")
             except sqlite3.Error as error:
                 raise FlagshimError(
@@ -83,14 +87,7 @@ class Merging:
                     db.execute("ROLLBACK")
         return merged
 
-    def add_labels(self, session_ids: Sequence[int], labels: dict[str, str]) -> None:
-        """Say more of sessions that were merged."""
-        self._db.executemany(
-            "INSERT OR REPLACE INTO label VALUES (?, ?, ?)",
-            ((id_, name, value) for id_ in session_ids for name, value in labels.items()),
-        )
-
-    def _copy(self, reader: TraceReader) -> Merged:
+    def _copy(self, reader: TraceReader, labels: Mapping[str, str]) -> Merged:
         columns = reader.tables()
         self._check(reader, columns)
         places, merged = self._place(reader, columns["session"])
@@ -104,6 +101,10 @@ class Merging:
                 f"INSERT INTO {table} ({', '.join(kept)}) VALUES ({marks})",
                 _moved(reader, table, kinds, places),
             )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO label VALUES (?, ?, ?)",
+            ((id_, *label) for id_ in places.values() if id_ for label in labels.items()),
+        )
         return merged
 
     def _check(self, reader: TraceReader, columns: dict[str, list[str]]) -> None:
@@ -150,11 +151,6 @@ class Merging:
         for table in self._tables:
             column = "id" if table == "session" else "session_id"
             self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (session_id,))
-
-
-def session_key(session: Session) -> tuple[object, ...]:
-    """Return what tells a session from every other, wherever its row is."""
-    return tuple(getattr(session, name) for name in _KEY)
 
 
 def _kinds(db: sqlite3.Connection, table: str) -> _Kinds:
