@@ -12,7 +12,7 @@ PACKAGES := python3-venv libseccomp2 gcc libc6-dev gcc-multilib make \
 
 export FLAGSHIM_CACHE := $(CACHE)
 
-.PHONY: help setup demo test lint check bench qemu-unpatched test-unpatched test-suites clean
+.PHONY: help setup demo test lint check man bench qemu-unpatched test-unpatched test-suites clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -39,6 +39,14 @@ lint: $(READY)  ## ruff and mypy
 	$(PYTHON) -m mypy
 
 check: lint test  ## lint and test
+
+man: $(READY)  ## write the man page and the completions anew, after a change of --help
+	$(PYTHON) docs/man/make-man
+	_FLAGSHIM_COMPLETE=bash_source $(VENV)/bin/flagshim > completion/flagshim
+	# As click has it, a file found by fpath does nothing when it is called for the second time.
+	_FLAGSHIM_COMPLETE=zsh_source $(VENV)/bin/flagshim | sed '/^if .*zsh_eval_context/,$$d' > completion/_flagshim
+	echo '_flagshim_completion "$$@"' >> completion/_flagshim
+	_FLAGSHIM_COMPLETE=fish_source $(VENV)/bin/flagshim > completion/flagshim.fish
 
 bench: $(READY)  ## native, preload, strace and flagshim side by side: ratios
 	$(PYTHON) -m tests.bench

@@ -1,10 +1,13 @@
 """Options that several commands share, and what becomes of them."""
 
+import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from flagshim import status
 from flagshim.errors import FlagshimError, say
@@ -53,8 +56,25 @@ status_option = click.option(
 """For programs that start flagshim, above all supervised.py."""
 
 
+def _complete_command(
+    context: click.Context, _: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer programs for the first word of CMD, as a shell does, and files for the others."""
+    if context.params.get("cmd") or "/" in incomplete:
+        return [CompletionItem(incomplete, type="file")]
+    names = set()
+    for folder in os.get_exec_path():
+        with contextlib.suppress(OSError):
+            names |= {name for name in os.listdir(folder) if name.startswith(incomplete)}
+    return [CompletionItem(name) for name in sorted(names)]
+
+
 command_argument = click.argument(
-    "cmd", nargs=-1, type=click.UNPROCESSED, metavar="-- CMD [ARG]..."
+    "cmd",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="-- CMD [ARG]...",
+    shell_complete=_complete_command,
 )
 
 
