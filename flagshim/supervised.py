@@ -65,6 +65,8 @@ class Options(TypedDict, total=False):
     """Take the rules from this TOML file instead of the three above."""
     trace: PathName
     """Add a session to this trace, made if missing. Default: a temporary one."""
+    exempt: Sequence[str]
+    """Programs to leave alone, with what they start, as gdb and strace need it."""
     keep: str
     """Bound the trace: so many events, or those of so long a time, as in "30d"."""
     timeout: float
@@ -391,5 +393,6 @@ def _rule_words(options: Options) -> list[str]:
         ("--rules", rules and os.path.abspath(os.fsdecode(rules))),
         *(("--clear", flag) for flag in options.get("clear", ())),
         *(("--path", glob) for glob in options.get("paths", ())),
+        *(("--except", program) for program in options.get("exempt", ())),
     ]
     return [word for option, value in given if value for word in (option, value)]

@@ -17,6 +17,7 @@ from flagshim.engines.stops import WAITED
 from flagshim.errors import Say
 from flagshim.linux import SURVIVOR_OPTIONS, set_name, set_title
 from flagshim.rules import Exemption
+from flagshim.status import listeners
 
 _SETTLED_SECONDS = 1.0
 _ATTEMPTS = 101
@@ -58,7 +59,7 @@ def start_guard(take_over: Callable[[int], None], say: Say, attempt: int = 0) ->
         set_name("flagshim")
         set_title(f"flagshim: guard of {supervisor}")
         descriptors.blank(0, 1)
-        descriptors.close_all_but(read_end)
+        descriptors.close_all_but(read_end, *listeners())
         began = time.monotonic()
         if not _died(supervisor, read_end):
             os._exit(0)

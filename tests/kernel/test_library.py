@@ -54,6 +54,8 @@ def test_rules(place: Place, tmp_path: Path) -> None:
     assert [event.reason for event in kept.events] == ["no rule matches"]
     always = flagshim.run(dd(place), when="always", clear=["O_NOATIME"], capture_output=True)
     assert [event.reason for event in always.events] == ["rule says always"]
+    exempt = flagshim.run(dd(place), user="nobody", exempt=["dd"], capture_output=True)
+    assert (exempt.returncode, exempt.events) == (1, ())
     rules = tmp_path / "rules.toml"
     rules.write_text('[[rule]]\nname = "mine"\nclear = ["O_NOATIME"]\n')
     mine = flagshim.run(dd(place), user="nobody", rules=rules, capture_output=True)
