@@ -1,12 +1,13 @@
 """The pytest plugin: off unless asked for by --flagshim or the fixture; docs/library.md.
 
-pytest imports this module in every session, so it imports nothing of flagshim until then.
+pytest imports this module in every session, so it imports nothing of flagshim until then, and
+uses nothing that pytest 7.0 has not: it must not break the sessions of people who want none of it.
 """
 
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,23 +106,19 @@ class _Supervising:
         if self._item is not None:
             self._traces.note(self._item.nodeid, trace, pid)
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtestloop(self) -> Generator[None, object, object]:
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtestloop(self) -> Iterator[None]:
         """Have Popen ask us, from the first test to the last."""
         self._interception.begin()
-        try:
-            return (yield)
-        finally:
-            self._interception.end()
+        yield
+        self._interception.end()
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """Know whose processes they are: the test's, and its fixtures'."""
         self._item = item
-        try:
-            return (yield)
-        finally:
-            self._item = None
+        yield
+        self._item = None
 
 
 @pytest.fixture
@@ -146,7 +143,7 @@ def flagshim(request: pytest.FixtureRequest) -> "Callable[..., Completed]":
 
 
 def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    terminalreporter: "pytest.TerminalReporter", config: pytest.Config
 ) -> None:
     """List the opens that were rewritten, by test."""
     if not _folder_of(config).exists():
