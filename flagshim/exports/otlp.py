@@ -41,7 +41,6 @@ def send(records: Iterable[Record], endpoint: str) -> int:
     url = _logs_url(endpoint)
     for name in ("opentelemetry", "urllib3"):  # they would tell of each try
         logging.getLogger(name).addHandler(logging.NullHandler())
-        logging.getLogger(name).propagate = False
     log_records = map(LogRecords().make, records)
     connection = _Connection(url)
     taken = 0

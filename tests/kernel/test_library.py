@@ -1,7 +1,9 @@
 """`import flagshim`: what a Python program gets of a supervised command."""
 
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ import pytest
 
 import flagshim
 from tests.kernel.conftest import NOBODY, Place, Runner
-from tests.support import REPOSITORY, rows
+from tests.support import REPOSITORY, flagshim_command, rows
 
 
 def dd(place: Place) -> list[str]:
@@ -177,6 +179,45 @@ def test_a_killed_supervisor_is_an_error() -> None:
     with pytest.raises(flagshim.FlagshimError, match="its supervisor ended before it"):
         child.wait()
     child.stdout.close()
+
+
+def test_troubles_are_told_to_the_program_alone(place: Place, tmp_path: Path) -> None:
+    """The process that writes the trace has something to say; it is not for CMD's stderr."""
+    trace = tmp_path / "t.db"
+    reader, writer = os.pipe()
+    argv = [
+        *flagshim_command(),
+        "run",
+        "-o",
+        str(trace),
+        "-u",
+        "nobody",
+        "--status-fd",
+        str(writer),
+    ]
+    script = f"echo ready; read x; {' '.join(dd(place))}"
+    child = subprocess.Popen(
+        [*argv, "--", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, pass_fds=[writer], cwd=REPOSITORY,
+    )  # fmt: skip
+    os.close(writer)
+    assert child.stdout.readline() == b"ready\n"
+    lock = sqlite3.connect(trace, isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    with open(reader) as status:
+        assert json.loads(status.readline())["status"] == "begin"
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        message = json.loads(status.readline())
+        lock.execute("ROLLBACK")
+        lock.close()
+        assert message["status"] == "message"
+        assert "locked; CMD goes on, events are held back" in message["text"]
+        end = json.loads(status.readline())
+        assert not status.read()
+    assert child.communicate() == (b"content\n", b"")
+    expected = {"status": "end", "exit_status": 0, "seen": 1, "cleared": 1, "lost": 0}
+    assert end.items() >= expected.items()
 
 
 def test_events_so_far(place: Place) -> None:

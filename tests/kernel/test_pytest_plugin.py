@@ -261,15 +261,16 @@ def test_default_trace(session: Session, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_hostile_names(session: Session) -> None:
     result = session.supervised("""
-    def test_it(tmp_path):
-        file = tmp_path / "a\\x1b[31m\\nb"
-        file.write_text("x")
-        subprocess.run(["dd", "iflag=noatime", b"if=" + os.fsencode(file)], check=True)
-        name = os.fsencode(tmp_path) + b"/\\xff"
+    def test_it():
+        file = os.path.join(os.path.dirname(FILE), "a\\x1b[31m\\nb")
+        with open(file, "w"):
+            os.chmod(file, 0o644)
+        subprocess.run(["dd", "iflag=noatime", "if=" + file], check=True, user=NOBODY)
         subprocess.run([b"sh", b"-c", b"echo \\xff"], check=True)
     """)
     result.assert_outcomes(passed=1)
     assert "\x1b[31m" not in result.stdout.str()
+    assert r"/a\x1b[31m\nb  1 " in result.stdout.str()
 
 
 def test_where_flagshim_does_not_work(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
