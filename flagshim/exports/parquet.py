@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,42 +18,43 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flagshim.errors import FlagshimError
-from flagshim.exports.records import Kind, Record, plain
+from flagshim.exports.records import Kind, Record, Source, plain
 
 _ROWS = 10_007
 """Rows held at a time."""
 _NAMES = ("program", "path", "resolved")
-_TEXT_MEMBERS = (
+_TEXT = (
     "syscall", "abi", "access", "decision", "rule", "reason", "errno", "blind_spot", "text",
 )  # fmt: skip
-_INT_MEMBERS = (
+_INTEGERS = (
     "pid", "tid", "flags_before", "flags_after", "owner_uid", "fsuid", "fd", "tries", "count",
     "cleared", "still_refused", "kept", "failed", "last_ns", "ended_ns", "seen", "lost",
 )  # fmt: skip
-_SCHEMA = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("time", pa.timestamp("us", "UTC")),
-        ("time_ns", pa.int64()),
-        ("session_uid", pa.string()),
-        ("host", pa.string()),
-        ("machine", pa.string()),
-        ("kernel", pa.string()),
-        ("flagshim", pa.string()),
-        ("engine", pa.string()),
-        ("uid", pa.int64()),
-        ("cwd", pa.string()),
-        ("command", pa.list_(pa.string())),
-        ("exit_status", pa.int64()),
-        ("labels", pa.map_(pa.string(), pa.string())),
-        *((name, pa.string()) for name in _NAMES),
-        *((f"{name}_bytes", pa.binary()) for name in _NAMES),
-        *((name, pa.string()) for name in _TEXT_MEMBERS),
-        ("flags_cleared", pa.list_(pa.string())),
-        *((name, pa.int64()) for name in _INT_MEMBERS),
-        ("rules", pa.string()),
-    ]
+_OF_SESSION: tuple[tuple[str, pa.DataType, Callable[[Source], Any]], ...] = (
+    ("session_uid", pa.string(), lambda source: source.uid),
+    ("host", pa.string(), lambda source: source.session.host),
+    ("machine", pa.string(), lambda source: source.session.machine),
+    ("kernel", pa.string(), lambda source: source.session.kernel),
+    ("flagshim", pa.string(), lambda source: source.session.flagshim),
+    ("engine", pa.string(), lambda source: source.session.engine),
+    ("uid", pa.int64(), lambda source: source.session.uid),
+    ("cwd", pa.string(), lambda source: plain(source.session.cwd)),
+    ("command", pa.list_(pa.string()), lambda source: list(map(plain, source.session.command))),
+    ("exit_status", pa.int64(), lambda source: source.session.exit_status),
+    ("labels", pa.map_(pa.string(), pa.string()), lambda source: list(source.labels.items())),
 )
+_OF_RECORD: tuple[tuple[str, pa.DataType], ...] = (
+    ("kind", pa.string()),
+    ("time", pa.timestamp("us", "UTC")),
+    ("time_ns", pa.int64()),
+    *((name, pa.string()) for name in _NAMES),
+    *((f"{name}_bytes", pa.binary()) for name in _NAMES),
+    *((name, pa.string()) for name in _TEXT),
+    ("flags_cleared", pa.list_(pa.string())),
+    *((name, pa.int64()) for name in _INTEGERS),
+    ("rules", pa.string()),
+)
+_SCHEMA = pa.schema([*_OF_RECORD, *((name, kind) for name, kind, _ in _OF_SESSION)])
 """docs/fleet.md describes the columns."""
 
 
@@ -66,39 +67,47 @@ def write(records: Iterable[Record], file: Path) -> int:
     Raises:
         FlagshimError: the file cannot be written.
     """
-    rows = (_row(record) for record in records)
+    remaining = iter(records)
     count = 0
     with (
         _replaced(file) as temporary,
         pq.ParquetWriter(temporary, _SCHEMA, compression="zstd") as writer,
     ):
-        while batch := list(islice(rows, _ROWS)):
-            writer.write_table(pa.Table.from_pylist(batch, _SCHEMA))
-            count += len(batch)
+        while some := list(islice(remaining, _ROWS)):
+            writer.write_batch(_batch(some))
+            count += len(some)
     return count
 
 
+def _batch(records: list[Record]) -> pa.RecordBatch:
+    rows = [_row(record) for record in records]
+    known = set().union(*rows)
+    columns = [
+        pa.array([row.get(name) for row in rows], kind)
+        if name in known
+        else pa.nulls(len(rows), kind)
+        for name, kind in _OF_RECORD
+    ]
+    # Of one session there are many records: its values are made once, and pointed to.
+    sources = {record.source.uid: record.source for record in records}
+    position = {uid: number for number, uid in enumerate(sources)}
+    indices = pa.array([position[record.source.uid] for record in records])
+    for _, kind, value in _OF_SESSION:
+        columns.append(pa.array(map(value, sources.values()), kind).take(indices))
+    return pa.record_batch(columns, schema=_SCHEMA)
+
+
 def _row(record: Record) -> dict[str, Any]:
-    session, members = record.source.session, record.members
+    """Return what a record says of itself, by column."""
+    members = record.members
     row = {
         **members,
         "kind": str(record.kind),
         "time": record.time_ns // 1000,
         "time_ns": record.time_ns,
-        "session_uid": record.source.uid,
-        "host": session.host,
-        "machine": session.machine,
-        "kernel": session.kernel,
-        "flagshim": session.flagshim,
-        "engine": session.engine,
-        "uid": session.uid,
-        "cwd": plain(session.cwd),
-        "command": [plain(word) for word in session.command],
-        "exit_status": session.exit_status,
-        "labels": list(record.source.labels.items()),
     }
     if record.kind is Kind.SESSION:
-        row["rules"] = json.dumps(session.rules)
+        row["rules"] = json.dumps(record.source.session.rules)
     for name in _NAMES:
         value = members.get(name)
         if isinstance(value, bytes):

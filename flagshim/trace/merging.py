@@ -91,6 +91,8 @@ class Merging:
         columns = reader.tables()
         self._check(reader, columns)
         places, merged = self._place(reader, columns["session"])
+        if not any(places.values()):
+            return merged
         for table, names in columns.items():
             if table == "session":
                 continue
