@@ -7,6 +7,7 @@ Each suite is run as nobody, once natively and once by `flagshim run -u nobody -
 tests of gdb and strace need that: two tracers of one process cannot be). Tests that ended
 differently are run again by themselves, both ways, some times: what then ends differently
 natively, too, or the same way under flagshim at least once, is called unsteady, as a suite of
-thousands of tests with timeouts has a few of them; the rest is a difference, and the exit
-status is 1. The table goes to standard output, progress to standard error.
+thousands of tests with timeouts has a few of them; a test that skips itself because it finds a
+tracer declines; the rest is a difference, and the exit status is 1. The table goes to standard
+output, progress to standard error.
 """

@@ -73,7 +73,7 @@ def _compared(kind: type[Suite], scratch: Path) -> Comparison:
         count += 1
         return suite.run(scratch / f"{suite.name}{count}.db", only)
 
-    return compare(suite.version(), native, flagshim)
+    return compare(suite.version(), native, flagshim, suite.declining)
 
 
 def _install(packages: Collection[str]) -> None:

@@ -19,6 +19,7 @@ class Go(Suite):
     packages = ("golang-go", "gcc", "libc6-dev")
     seconds = 2400
     tracers = ("gdb", "strace", "lldb")
+    declining = "runtime:TestDebugCall"  # skipUnderDebugger() in runtime/debug_test.go
 
     def version(self) -> str:
         said = subprocess.check_output(["go", "version"], text=True)

@@ -27,12 +27,14 @@ class Suite(ABC):
         packages: Debian's, without which it cannot run.
         seconds: limit of one whole run.
         tracers: programs in it that trace, which flagshim has to leave alone.
+        declining: tests, as a regular expression, that skip themselves where they find a tracer.
     """
 
     name: str
     packages: Sequence[str]
     seconds: int
     tracers: Sequence[str] = ()
+    declining: str | None = None
 
     def __init__(self, home: Path) -> None:
         """Have a suite that keeps what it writes below a folder that belongs to USER."""
@@ -83,7 +85,8 @@ class Suite(ABC):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         shutil.chown(scratch, USER)
-        log = self.home / ("native.log" if trace is None else "flagshim.log")
+        way = "native" if trace is None else "flagshim"
+        log = self.home / (f"{way}-again.log" if only else f"{way}.log")
         with open(log, "wb") as output:
             process = subprocess.Popen(
                 [*self._prefix(trace), "timeout", "--kill-after=10", str(self.seconds),
