@@ -287,12 +287,22 @@ def test_term_is_passed_on(run: Runner) -> None:
 def test_sigkill_of_the_program_in_the_middle_of_its_opens(
     build: Build, run: Runner, place: Place
 ) -> None:
-    script = '"$@" & pid=$!; sleep 0.3; kill -9 $pid; wait $pid; echo $?'
-    shim = run.supervised(["sh", "-c", script, "sh", build("storm"), "0", "1", "10000019",
-                           str(place.file)])  # fmt: skip
-    assert shim.out == "137\n"
-    assert shim.status == 0, shim.err
-    assert shim.events("count(*) > 0") == [(1,)]
+    script = '"$@" & echo $!; wait $!; echo $?'
+    storm = [build("storm"), "0", "1", "10000019", str(place.file)]
+    command = run.command(["sh", "-c", script, "sh", *storm])
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
+    ) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        deadline = time.monotonic() + SECONDS
+        while not rows(run.trace, "SELECT count(*) FROM event")[0][0]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=SECONDS)
+    assert out == "137\n"
+    assert process.returncode == 0, err
 
 
 def test_job_control(run: Runner) -> None:
