@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.kernel.asked import Asked
 from tests.support import REPOSITORY, flagshim_command, require, rows
 
 if TYPE_CHECKING:
@@ -129,6 +130,14 @@ def way(request: pytest.FixtureRequest, run: Runner, place: Place) -> "Way":
     from tests.kernel.ways import Way
 
     return Way(request.param, run, place.path)
+
+
+@pytest.fixture
+def asked(place: Place) -> Iterator[Asked]:
+    """A program of nobody's that waits to be told to open root's file."""
+    program = Asked(place.file)
+    yield program
+    program.process.communicate(timeout=SECONDS)
 
 
 @pytest.fixture(scope="session", autouse=True)

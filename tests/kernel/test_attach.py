@@ -4,57 +4,14 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.kernel.asked import Asked
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
 from tests.kernel.ways import attach, status_of, traced, wait_until
 from tests.support import REPOSITORY, flagshim_command, rows
-
-ANSWERS = """
-import os, sys
-for line in sys.stdin:
-    word = line.strip()
-    if word == "fork":
-        if os.fork():
-            os.wait()
-            continue
-    try:
-        os.close(os.open(sys.argv[1], os.O_RDONLY | os.O_NOATIME))
-        print("opened", flush=True)
-    except OSError as error:
-        print(error.strerror, flush=True)
-    if word == "fork":
-        os._exit(0)
-"""
-
-
-class Asked:
-    """A program that opens the file with O_NOATIME when it is told to, and says what came of it."""
-
-    def __init__(self, file: Path, *supervised: str) -> None:
-        self.process = subprocess.Popen(
-            [*supervised, "/usr/bin/python3", "-c", ANSWERS, str(file)], cwd=REPOSITORY,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            user=None if supervised else NOBODY,
-        )  # fmt: skip
-        self.pid = self.process.pid
-
-    def ask(self, word: str = "open") -> str:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-        return self.process.stdout.readline().strip()
-
-
-@pytest.fixture
-def asked(place: Place) -> Iterator[Asked]:
-    program = Asked(place.file)
-    yield program
-    program.process.communicate(timeout=SECONDS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

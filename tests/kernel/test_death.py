@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.asked import Asked
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
-from tests.kernel.test_attach import Asked, asked, attach, wait_until  # noqa: F401
+from tests.kernel.ways import attach, children, tracer_of, wait_until
 from tests.support import REPOSITORY, flagshim_command, rows
 
 PROCESSES, THREADS, OPENS, FEWER = 8, 4, 100_003, 30_011
@@ -61,11 +62,6 @@ class Storm:
 
     def events(self) -> int:
         return rows(self.trace, "SELECT count(*) FROM event")[0][0]
-
-
-def tracer_of(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("TracerPid:")[1].split()[0])
 
 
 @pytest.fixture
@@ -157,10 +153,6 @@ def test_many_deaths(start: Callable[..., Storm]) -> None:
     assert any(ns > 0 for ns in times[-7:]), "it is served at the end"
 
 
-def children(pid: int) -> list[int]:
-    return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def guard_of(supervisor: int) -> int:
     title = f"flagshim: guard of {supervisor}"
     (guard,) = (
@@ -201,7 +193,7 @@ def test_without_guard_and_supervisor_attach_helps(run: Runner, place: Place) ->
     program.process.communicate(timeout=SECONDS)
 
 
-def test_attach_leaves_the_program(run: Runner, asked: Asked) -> None:  # noqa: F811
+def test_attach_leaves_the_program(run: Runner, asked: Asked) -> None:
     process = attach(run, asked.pid)
     assert asked.ask() == "opened"
     process.kill()
@@ -209,7 +201,7 @@ def test_attach_leaves_the_program(run: Runner, asked: Asked) -> None:  # noqa: 
     assert asked.ask() == "Operation not permitted"
 
 
-def test_attach_never_takes_it_along(run: Runner, asked: Asked) -> None:  # noqa: F811
+def test_attach_never_takes_it_along(run: Runner, asked: Asked) -> None:
     result = subprocess.run(
         [*flagshim_command(), "attach", "--if-supervisor-dies", "kill", str(asked.pid)],
         capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=SECONDS,

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
+from tests.kernel.ways import children, tracer_of, wait_until
 from tests.support import REPOSITORY, rows
 
 OPENS = 20011
@@ -50,24 +51,8 @@ def supervised(run: Runner, mode: str, argv: list[str]) -> Iterator[tuple[int, i
     wait_until(lambda: bool(rows(run.trace, "SELECT ended_ns FROM session")[0][0]))
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def children(pid: int) -> list[int]:
-    return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def arguments(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
-
-
-def tracer_of(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("TracerPid:")[1].split()[0])
 
 
 def shown(pid: int) -> str:

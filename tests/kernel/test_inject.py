@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.asked import Asked
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
-from tests.kernel.test_attach import Asked, asked, status_of, wait_until  # noqa: F401
-from tests.kernel.test_death import children, tracer_of
+from tests.kernel.ways import children, status_of, tracer_of, wait_until
 from tests.support import REPOSITORY, flagshim_command, rows
 
 
@@ -21,7 +21,7 @@ def inject(trace: Path, pid: int, *options: str) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-def test_served_for_good(run: Runner, asked: Asked, tmp_path: Path) -> None:  # noqa: F811
+def test_served_for_good(run: Runner, asked: Asked, tmp_path: Path) -> None:
     trace = tmp_path / "t.db"
     assert asked.ask() == "Operation not permitted"
     result = inject(trace, asked.pid)

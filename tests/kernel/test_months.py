@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.kernel.conftest import Build, Place, Runner
-from tests.kernel.test_death import children
+from tests.kernel.ways import children
 from tests.support import REPOSITORY, rows
 
 OPENS = int(os.environ.get("FLAGSHIM_STORM", "200003"))

@@ -37,7 +37,7 @@ def attach(run: Runner, pid: int, *options: str) -> subprocess.Popen[str]:
     return process
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     """Wait for something that is to happen soon."""
     deadline = time.monotonic() + SECONDS
     while not condition():
@@ -49,6 +49,16 @@ def status_of(pid: int, field: str) -> str:
     """Return a field of proc(5), status."""
     text = Path(f"/proc/{pid}/status").read_text(errors="surrogateescape")
     return text.split(f"\n{field}:\t")[1].split("\n")[0]
+
+
+def children(pid: int) -> list[int]:
+    """Return the PIDs of a process's children."""
+    return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def tracer_of(pid: int) -> int:
+    """Return the PID of a process's tracer, 0 if it has none."""
+    return int(status_of(pid, "TracerPid"))
 
 
 def traced(pid: int) -> bool:
