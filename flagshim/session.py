@@ -9,38 +9,23 @@ import syslog
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from flagshim import __version__, ci, descriptors, tracee
-from flagshim.engines.attach import AttachEngine, find_target, seize_target
+from flagshim.engines.attach import AttachEngine, Target, find_target, seize_target
 from flagshim.engines.command import User, command_failure, command_for
-from flagshim.engines.detach import NotServed, become_served, start_helper
-from flagshim.engines.guard import Guard, seize_again, start_guard
+from flagshim.engines.detach import HelperDied, NotServed, become_served, start_helper
 from flagshim.engines.injection import check_injectable, inject_filter
-from flagshim.engines.policy import Fate, Policy
 from flagshim.engines.ptrace import PtraceEngine, filter_for
-from flagshim.engines.roster import Roster
 from flagshim.engines.stops import Stops
-from flagshim.errors import FlagshimError, Say, say
-from flagshim.linux import set_name, set_title
+from flagshim.errors import FlagshimError, say
+from flagshim.linux import set_name
+from flagshim.posts import Supervision, exit_status_of, take_post
 from flagshim.rules import MACHINE, Rule
 from flagshim.status import tell
-from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.events import text_or_bytes
 from flagshim.trace.store import Session, begin_session, take_back
 from flagshim.trace.writer import TraceWriter
-
-
-@dataclass(frozen=True)
-class Supervision:
-    """What is to be done with a program's opens, and where it is written down."""
-
-    policy: Policy
-    trace: Path
-    """File to add a session to, made if missing."""
-    keep: Bound = EVERYTHING
-    """How much of the trace is kept."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +64,7 @@ def supervise(argv: Sequence[str], how: Supervision, user: User | None = None) -
     command = command_for(argv, filter_for(how.policy), user)
     stops = Stops()
     session = _begin(argv, how, PtraceEngine.name, _uid(user))
-    post = _first_post(how, session, say)
+    post = take_post(how, session, say)
     tell("begin", session=session.id)
     try:
         status = post.engine.run(command, handed_on, stops)
@@ -110,11 +95,11 @@ def become(argv: Sequence[str], how: Supervision, user: User | None = None) -> N
 
     def serve(pid: int, report: int, start: Callable[[], None]) -> None:
         stops = Stops()
-        post = _first_post(how, session, _say_in_syslog)
+        post = take_post(how, session, _say_in_syslog)
         start()
         status = post.engine.serve(pid, {pid}, stops)
         started = not os.read(report, 1)
-        post.leave(_exit_status(status), began=started)
+        post.leave(exit_status_of(status), began=started)
         if post.writer.lost:
             lost, trouble = post.writer.lost, post.writer.trouble
             _say_in_syslog(f"trace {how.trace}: {lost} events lost ({trouble})")
@@ -125,51 +110,6 @@ def become(argv: Sequence[str], how: Supervision, user: User | None = None) -> N
     except NotServed:
         take_back(session)
         raise
-
-
-class _Post:
-    """The place of a supervisor: engine, trace, and a guard if the program is to outlive it."""
-
-    def __init__(
-        self, how: Supervision, session: Session, say: Say, roster: Roster, guard: Guard | None
-    ) -> None:
-        self.writer = TraceWriter(session, say, how.keep)
-        self.engine = PtraceEngine(how.policy, self.writer, roster)
-        self._guard = guard
-
-    def leave(self, exit_status: int | None, began: bool = True) -> None:
-        """End the session."""
-        self.writer.close(exit_status, began)
-        if self._guard is not None:
-            self._guard.dismiss()
-
-
-def _first_post(how: Supervision, session: Session, say: Say) -> _Post:
-    """Take the post of supervisor, with others to come if we die."""
-    roster = Roster()
-
-    def succeed(attempt: int) -> None:
-        began = time.monotonic()
-        guard = start_guard(succeed, say, attempt)  # first: we may die at any point
-        tids = seize_again(roster, how.policy.exemption)
-        took = time.monotonic() - began
-        if not tids:
-            guard.dismiss()
-            return
-        set_title(f"flagshim: supervisor of {roster.command or min(tids)}")
-        stops = Stops()
-        post = _Post(how, session, say, roster, guard)
-        text = f"the supervisor died; {os.getpid()} serves on, {took * 1000:.1f} ms later"
-        post.writer.complain(text)
-        say(text)
-        post.leave(_exit_status(post.engine.go_on(tids, stops)))
-
-    guard = start_guard(succeed, say) if how.policy.fate is Fate.CONTINUE else None
-    return _Post(how, session, say, roster, guard)
-
-
-def _exit_status(status: int | None) -> int | None:
-    return None if status is None else os.waitstatus_to_exitcode(status)
 
 
 def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
@@ -183,7 +123,7 @@ def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
     Raises:
         FlagshimError: it cannot be traced, or the trace is unusable.
     """
-    target = find_target(pid)
+    target = _find_target(pid, how)
     stops = Stops()
     session = _begin(target.argv, how, AttachEngine.name, target.uid)
     writer = TraceWriter(session, say, how.keep)
@@ -218,21 +158,32 @@ def attach_for_good(pid: int, how: Supervision) -> int:
     Raises:
         FlagshimError: it cannot be traced or given a filter, or the trace is unusable.
     """
-    target = find_target(pid)
+    target = _find_target(pid, how)
     check_injectable(pid)
     session = _begin(target.argv, how, f"{PtraceEngine.name} injected", target.uid)
 
     def work(start: Callable[[], None]) -> None:
         tids: set[int] = set()
         seize_target(target, how.policy.options, tids.add)
-        inject_filter(pid, tids, filter_for(how.policy))
+        post = take_post(how, session, _say_in_syslog)
+        for tid in tids:  # so that the guard knows whom to serve from the first moment
+            post.roster.add(tid)
+        try:
+            inject_filter(pid, tids, filter_for(how.policy))
+        except FlagshimError:
+            post.leave(None, began=False)
+            raise
         stops = Stops()
-        post = _first_post(how, session, _say_in_syslog)
         start()
-        post.leave(_exit_status(post.engine.serve(pid, tids, stops)))
+        post.leave(exit_status_of(post.engine.serve(pid, tids, stops)))
 
     try:
         return start_helper(f"supervisor of {pid}", work, _say_in_syslog)
+    except HelperDied:
+        raise FlagshimError(
+            f"the helper was killed; process {pid} may have the filter, and nobody who serves it",
+            f"flagshim attach {pid}",
+        ) from None
     except NotServed:
         take_back(session)
         raise
@@ -242,6 +193,15 @@ def _outcome(exit_status: int, writer: TraceWriter) -> Outcome:
     return Outcome(
         exit_status, writer.seen, writer.cleared, writer.still_refused, writer.lost, writer.trouble
     )
+
+
+def _find_target(pid: int, how: Supervision) -> Target:
+    target = find_target(pid)
+    names = tracee.names(pid)
+    if how.policy.exemption.covers(names):
+        name = os.fsdecode(min(names))
+        raise FlagshimError(f"process {pid} ({name}) is exempt itself", "change --except")
+    return target
 
 
 def _uid(user: User | None) -> int:

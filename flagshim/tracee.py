@@ -115,6 +115,15 @@ def has_seccomp_filter(tid: int) -> bool:
     return _number(tid, b"Seccomp:") == 2
 
 
+def has_ended(tid: int) -> bool:
+    """Tell whether a thread is gone, or will run no more (state Z or X, proc(5))."""
+    try:
+        with open(f"/proc/{tid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] in b"ZX"
+    except OSError:
+        return True
+
+
 def thread_group(tid: int) -> int:
     """Return the process that a thread belongs to.
 

@@ -71,6 +71,8 @@ def _main() -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror}; see flagshim doctor")
+    except Exception as error:  # ours, then: a traceback would help nobody at night
+        return _complain(f"{type(error).__name__}: {error}; a bug of flagshim, please report it")
     return result if isinstance(result, int) else 0
 
 

@@ -56,6 +56,11 @@ def attach(
             "--if-supervisor-dies kill: not for a process that was there before flagshim",
             "leave it out: it goes on",
         )
+    if asked.fate and not inject_filter:
+        raise FlagshimError(
+            "--if-supervisor-dies continue without --inject-filter: nobody takes over",
+            "leave it out: the process goes on as it was before",
+        )
     file = trace or new_trace(f"pid{pid}")
     if inject_filter:
         helper = attach_for_good(pid, asked.supervision(file, Fate.CONTINUE))

@@ -10,8 +10,8 @@ import click
 
 from flagshim.engines.policy import Fate, Policy
 from flagshim.errors import FlagshimError
+from flagshim.posts import Supervision
 from flagshim.rules import BUILT_IN, Exemption, Rule, When, load_rules
-from flagshim.session import Supervision
 from flagshim.trace.bounds import EVERYTHING, parse_bound
 
 _OPTIONS = (
@@ -47,20 +47,23 @@ _OPTIONS = (
         metavar="PROGRAM",
         multiple=True,
         help="Leave PROGRAM (a base name or glob) and what it starts alone, as gdb, strace and "
-        "programs with LeakSanitizer need it; repeatable.",
+        "programs with LeakSanitizer need it; their own opens with the flag fail with ENOSYS. "
+        "Repeatable.",
     ),
     click.option(
         "--if-supervisor-dies",
         "fate",
         type=click.Choice([fate.value for fate in Fate]),
         help="What becomes of the program then: the kernel kills it (kill), or it goes on, and a "
-        "guard takes over within moments (continue). Default: kill; never for attach.",
+        "guard takes over within moments (continue). Default: kill. Under attach it always goes "
+        "on; a guard takes over with --inject-filter.",
     ),
     click.option(
         "--keep",
         metavar="N|TIME",
-        help="Keep only the newest N opens of the trace, or those of the last TIME (30d, 12h); "
-        "of older ones the counts by path stay. Default: all.",
+        help="Keep only the newest N opens of the trace file, all its sessions together, or those "
+        "of the last TIME (90s, 15m, 12h, 30d); of older ones the counts by path stay. "
+        "Default: all.",
     ),
 )
 

@@ -29,6 +29,10 @@ class NotServed(FlagshimError):
     """There is no helper, so nobody but the caller can clean up."""
 
 
+class HelperDied(NotServed):
+    """The helper was killed before it could say a word."""
+
+
 Work = Callable[[Callable[[], None]], None]
 """What a helper does; it calls what it is given when it is ready."""
 Serve = Callable[[int, int, Callable[[], None]], None]
@@ -107,7 +111,9 @@ def start_helper(title: str, work: Work, say: Say, *kept: int) -> int:
         answer += chunk
     os.close(answer_read)
     if not answer.startswith(_READY):
-        raise NotServed(answer.decode(errors="replace") or "the helper ended at once")
+        if not answer:
+            raise HelperDied("the helper ended at once")
+        raise NotServed(answer.decode(errors="replace"))
     return int(answer.removeprefix(_READY))
 
 

@@ -4,6 +4,7 @@ ptrace(2) binds tracees to one process. If it dies they run on with our filter a
 tracer, and what the rules are about fails with ENOSYS until somebody seizes them again.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -27,17 +28,14 @@ _ATTEMPTS = 101
 class Guard:
     """The guard as its supervisor sees it."""
 
-    def __init__(self, pid: int, pipe: int) -> None:
+    def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._pipe = pipe
 
     def dismiss(self) -> None:
-        """Tell it that the supervisor ends because its work is done."""
-        try:
-            os.write(self._pipe, b"x")
+        """End it: the work is done. It may even be stopped, and somebody may have killed it."""
+        os.kill(self._pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
             os.waitpid(self._pid, 0)
-        except (BrokenPipeError, ChildProcessError):
-            pass  # somebody killed it
 
 
 def start_guard(take_over: Callable[[int], None], say: Say, attempt: int = 0) -> Guard:
@@ -47,24 +45,23 @@ def start_guard(take_over: Callable[[int], None], say: Say, attempt: int = 0) ->
         take_over: called in the guard when we died, with the `attempt` for the next guard.
         say: how the guard tells what it does.
         attempt: how many supervisors died one right after the other.
+
+    Raises:
+        OSError: there cannot be another process.
     """
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
     supervisor = os.getpid()
     pid = os.fork()
     if pid:
-        os.close(read_end)
-        return Guard(pid, write_end)
+        return Guard(pid)
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, WAITED)  # our end is the supervisor's
         set_name("flagshim")
         set_title(f"flagshim: guard of {supervisor}")
         descriptors.blank(0, 1)
-        descriptors.close_all_but(read_end, *listeners())
+        descriptors.close_all_but(*listeners())
         began = time.monotonic()
-        if not _died(supervisor, read_end):
-            os._exit(0)
-        moment = time.monotonic()
-        attempt = attempt + 1 if moment - began < _SETTLED_SECONDS else 0
+        _wait_for_end(supervisor)
+        attempt = attempt + 1 if time.monotonic() - began < _SETTLED_SECONDS else 0
         if attempt > _ATTEMPTS:
             say(f"supervisor {supervisor} died, as {attempt} before it; giving up")
             os._exit(1)
@@ -75,21 +72,18 @@ def start_guard(take_over: Callable[[int], None], say: Say, attempt: int = 0) ->
         os._exit(0)
 
 
-def _died(supervisor: int, pipe: int) -> bool:
-    """Wait for the supervisor's last word, or its end without one."""
+def _wait_for_end(supervisor: int) -> None:
+    """Wait until our parent can be waited for: by then its tracees have been let go of.
+
+    pidfd_open(2), and exit_notify() in kernel/exit.c.
+    """
     try:
         end = os.pidfd_open(supervisor)
     except ProcessLookupError:
-        end = -1
-    if os.getppid() != supervisor:  # it died before, and the ID may be anybody's
-        end = -1
-    if os.read(pipe, 1):
-        return False
-    if end >= 0:
-        # Its descriptors are closed before its tracees are let go of (do_exit() in
-        # kernel/exit.c); only when it can be waited for can they be seized.
+        return
+    if os.getppid() == supervisor:  # else it died before, and the ID may be anybody's
         select.select([end], [], [])
-    return True
+    os.close(end)
 
 
 def seize_again(roster: Roster, exemption: Exemption) -> set[int]:

@@ -51,7 +51,12 @@ def check_injectable(pid: int) -> None:
         FlagshimError: it has one.
     """
     if tracee.has_seccomp_filter(pid):
-        raise _refusal(pid, "it has a seccomp filter of its own, which might kill it for that")
+        raise _refusal(
+            pid,
+            "it has a seccomp filter of its own, which might kill it for that",
+            f"leave --inject-filter out; if it is of a flagshim that was killed, flagshim attach "
+            f"{pid} serves it again",
+        )
 
 
 def inject_filter(pid: int, tids: Iterable[int], program: bytes) -> None:

@@ -101,7 +101,11 @@ class PtraceEngine(Tracer):
     def _wait_if_exempt(self, stops: Stops) -> None:
         """Wait for the command if it goes on although we trace nobody any more."""
         while self.roster.command:
-            pid, status = os.waitpid(self.roster.command, os.WNOHANG)
+            pid, status = os.waitpid(self.roster.command, os.WNOHANG | os.WUNTRACED)
+            if pid and os.WIFSTOPPED(status):
+                self._stop_until = 0.0
+                os.kill(os.getpid(), signal.SIGSTOP)
+                continue
             if pid:
                 self.ended(pid, status)
                 return

@@ -3,6 +3,8 @@
 import mmap
 import struct
 
+_IDS = 1 << 22
+"""PID_MAX_LIMIT, include/linux/threads.h: what pid_max may be raised to while we run."""
 _COMMAND = struct.Struct("=Ii")
 
 
@@ -14,9 +16,7 @@ class Roster:
     """
 
     def __init__(self) -> None:
-        with open("/proc/sys/kernel/pid_max") as file:
-            self._ids = int(file.read())
-        self._memory = mmap.mmap(-1, self._ids + _COMMAND.size)
+        self._memory = mmap.mmap(-1, _IDS + _COMMAND.size)
 
     def add(self, tid: int) -> None:
         """Note a tracee."""
@@ -29,26 +29,26 @@ class Roster:
     def tids(self) -> set[int]:
         """Return who was traced at last."""
         found = set()
-        tid = self._memory.find(b"\1", 0, self._ids)
+        tid = self._memory.find(b"\1", 0, _IDS)
         while tid >= 0:
             found.add(tid)
-            tid = self._memory.find(b"\1", tid + 1, self._ids)
+            tid = self._memory.find(b"\1", tid + 1, _IDS)
         return found
 
     @property
     def command(self) -> int:
         """The PID of the command itself; 0 until it is started, and when it has ended."""
-        return int(_COMMAND.unpack_from(self._memory, self._ids)[0])
+        return int(_COMMAND.unpack_from(self._memory, _IDS)[0])
 
     @property
     def status(self) -> int:
         """The wait status of the command once it has ended."""
-        return int(_COMMAND.unpack_from(self._memory, self._ids)[1])
+        return int(_COMMAND.unpack_from(self._memory, _IDS)[1])
 
     def command_started(self, pid: int) -> None:
         """Note the command."""
-        _COMMAND.pack_into(self._memory, self._ids, pid, 0)
+        _COMMAND.pack_into(self._memory, _IDS, pid, 0)
 
     def command_ended(self, status: int) -> None:
         """Note the end of the command: from now on its ID may be anybody's."""
-        _COMMAND.pack_into(self._memory, self._ids, 0, status)
+        _COMMAND.pack_into(self._memory, _IDS, 0, status)

@@ -33,6 +33,8 @@ def seize_process(pid: int, options: int, seized: Callable[[int], None]) -> None
             except ProcessLookupError:
                 continue
             except OSError:
+                if tracee.has_ended(tid):
+                    continue
                 if tracee.tracer_of(tid) != os.getpid():
                     raise
                 # else a child of one that we had seized: it came by itself

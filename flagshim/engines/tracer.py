@@ -135,12 +135,12 @@ class Tracer:
         if not os.WIFSTOPPED(status):
             self._gone(tid, status)
             return
-        thread = self.threads.get(tid)
-        if thread is None:  # a child's first stop often comes before its parent's event
-            thread = self.add(tid)
         event = status >> 16
         stop = os.WSTOPSIG(status)
         try:
+            thread = self.threads.get(tid)
+            if thread is None:  # a child's first stop often comes before its parent's event
+                thread = self.add(tid)
             if event == PTRACE_EVENT_SECCOMP:
                 self.seccomp_stop(thread)
             elif event == PTRACE_EVENT_STOP and stop in _GROUP_STOPS:

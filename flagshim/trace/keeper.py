@@ -30,6 +30,8 @@ _LAST_TRIES_SECONDS = 5.0
 _HELD_MAX = 100_003
 _SLACK = 10_007
 """Events beyond the bound of a trace before it is shortened: once for many of them."""
+_LITTLE_SLACK = 1_009
+"""The same for a trace that is to be small."""
 _SHORTEN_SECONDS = 60.0
 _NICE = 5
 
@@ -75,6 +77,7 @@ class _Keeper:
         # What is not in the trace yet, as in a Batch.
         self._events: list[tuple[object, ...]] = []
         self._seen = 0
+        self._all_seen = 0
         self._lost = 0
         self._blind_spots: list[BlindSpot] = []
         self._troubles: list[tuple[int, str]] = []
@@ -117,6 +120,7 @@ class _Keeper:
                 self.lost += lost
                 self._events += events[:room]
                 self._seen += seen
+                self._all_seen += seen
                 self._lost += lost
                 self._blind_spots += spots
                 self._troubles += troubles
@@ -144,7 +148,7 @@ class _Keeper:
         self._troubles.clear()
         self._seen = self._lost = 0
         self._dirty = False
-        self._shorten(_SLACK)
+        self._shorten(min(_SLACK, max(_LITTLE_SLACK, self._bound.events or 0)))
 
     def _shorten(self, slack: int) -> None:
         """Drop what is not to be kept. A trace that is locked just now can wait for it."""
@@ -172,6 +176,8 @@ class _Keeper:
             time.sleep(_RETRY_SECONDS)
         self._trace.leave_one_file()
         self._trace.close()
+        if self._all_seen and not self._trace.is_there():
+            self.lost, self.trouble = self._all_seen, "it was deleted meanwhile"
 
     def _end_session(self) -> None:
         if not self._ended:  # `ended_ns` stays NULL

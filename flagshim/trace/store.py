@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from flagshim.errors import FlagshimError
 from flagshim.trace import schema
@@ -30,11 +31,18 @@ class Batch(NamedTuple):
 
 
 class TraceFile:
-    """An open trace. Methods raise sqlite3.Error; `begin_session` explains it."""
+    """An open trace. Methods raise sqlite3.Error; `begin_session` explains it.
+
+    Args:
+        path: absolute; the file exists.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._db = sqlite3.connect(os.fsencode(path), isolation_level=None, timeout=_BUSY_SECONDS)
+        # mode=rw: if somebody deletes a trace in use, no empty one is to be made in its place.
+        uri = f"file://{quote(os.fsencode(path))}?mode=rw"
+        self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
+        self._inode = os.stat(path).st_ino
         # An event is on its way to the disk when it is written; waiting for it to arrive
         # would save it from a power cut only.
         self._db.execute("PRAGMA synchronous = OFF")
@@ -61,6 +69,13 @@ class TraceFile:
                 raise FlagshimError(f"{self.path}: {cause}", hint)
             for statement in schema.TABLES.values():  # an older trace may lack the last ones
                 db.execute(statement)
+
+    def is_there(self) -> bool:
+        """Tell whether the file is still what its name leads to."""
+        try:
+            return os.stat(self.path).st_ino == self._inode
+        except OSError:
+            return False
 
     def let_others_read(self) -> None:
         """Keep readers from waiting for the writer, and it for them, until `leave_one_file`.
@@ -156,7 +171,7 @@ class TraceFile:
         if bound.events is not None and last - first + 1 > bound.events + slack:
             keep_from = last - bound.events + 1
         if bound.seconds is not None:
-            oldest = time.time_ns() - bound.seconds * 10**9
+            oldest = max(0, time.time_ns() - bound.seconds * 10**9)
             found = db.execute(
                 "SELECT id FROM event WHERE time_ns >= ? ORDER BY id LIMIT 1", (oldest,)
             ).fetchone()

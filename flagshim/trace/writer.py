@@ -20,8 +20,8 @@ _FLUSH_NS = 50_000_000
 """How long an event is held at most while the supervisor is busy."""
 _FLUSH_EVENTS = 251
 _PIPE_SIZE = 1 << 20
-_PATIENCE_FROM = 2_003
-"""Events held from which the supervisor slows down for a keeper that gets too little CPU."""
+_PATIENCE = range(2_003, 25_013)
+"""Events held with which the supervisor slows down for a keeper that gets too little CPU."""
 _PATIENCE_SECONDS = 1e-3
 """How long it waits then, at most, each time: a disk that stands still must not stop a program."""
 _HELD_MAX = 100_003
@@ -35,13 +35,20 @@ class TraceWriter:
     even if the supervisor is killed. Implements what an engine wants of a sink.
     """
 
-    def __init__(self, session: Session, say: Say, bound: Bound = EVERYTHING) -> None:
+    def __init__(
+        self, session: Session, say: Say, bound: Bound = EVERYTHING, without: bool = False
+    ) -> None:
         """Start the keeper.
 
         Args:
             session: what events belong to; it may have had another writer before.
             say: called in the keeper when it cannot write.
             bound: how much of the trace is kept.
+            without: whether to go on without a keeper, and count what is lost, if there cannot
+                be one.
+
+        Raises:
+            OSError: there cannot be another process.
         """
         self._session = session
         self.seen = 0
@@ -65,7 +72,12 @@ class TraceWriter:
         with contextlib.suppress(OSError):  # above /proc/sys/fs/pipe-max-size
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         gc.freeze()  # so that the keeper's collector does not copy the pages it shares with us
-        self._pid = os.fork()
+        try:
+            self._pid = os.fork()
+        except OSError:
+            if not without:
+                raise
+            self._pid, self._broken = -1, True
         if self._pid == 0:
             keep(session, bound, read_end, reply_end, say)
         os.close(read_end)
@@ -134,8 +146,9 @@ class TraceWriter:
         os.close(self._pipe)
         with open(self._reply, "rb") as reply:
             answer = reply.read()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+        if self._pid > 0:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
         if answer:
             self.lost, self.trouble = marshal.loads(answer)
         else:
@@ -143,8 +156,8 @@ class TraceWriter:
 
     def _mend(self, exit_status: int | None) -> None:
         """Say in the trace what its keeper, killed, could not."""
-        self.trouble = "the process that writes it was killed"
-        with contextlib.suppress(sqlite3.Error):
+        self.lost, self.trouble = self.seen, "the process that writes it was killed"
+        with contextlib.suppress(sqlite3.Error, OSError):
             trace = TraceFile(self._session.trace)
             told, lost = trace.counts(self._session.id)
             missing = max(0, self.seen - told)
@@ -168,7 +181,7 @@ class TraceWriter:
             try:
                 self._outbox = self._outbox[os.write(self._pipe, self._outbox) :]
             except BlockingIOError:
-                if len(self._events) < _PATIENCE_FROM or not self._has_room_soon():
+                if len(self._events) not in _PATIENCE or not self._has_room_soon():
                     return False
             except BrokenPipeError:
                 self._broken = True

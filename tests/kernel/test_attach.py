@@ -107,6 +107,8 @@ def test_refusals_name_their_cause(run: Runner, asked: Asked, tmp_path: Path) ->
     assert "no process 4194304" in refusal("-o", str(trace), "4194304")
     assert "kernel thread" in refusal("-o", str(trace), "2")
     assert "is not a valid integer" in refusal("-o", str(trace), "qemu")
+    exempt = refusal("-o", str(trace), "--except", "python3*", str(asked.pid))
+    assert "is exempt itself" in exempt
     flagshim = attach(run, asked.pid)
     said = refusal("-o", str(trace), str(asked.pid))
     assert f"traced already, by {Path(f'/proc/{flagshim.pid}/comm').read_text().strip()}" in said

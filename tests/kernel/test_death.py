@@ -122,6 +122,7 @@ def test_continue_serves_on(start: Callable[..., Storm], mode: str, opens: int) 
     assert sorted(text.split(";")[0] for text in said) == [
         "the supervisor died", "the supervisor was killed"
     ]  # fmt: skip
+    assert rows(storm.trace, "SELECT * FROM blind_spot") == [(1, "supervisor died", "endure", 1)]
     check(storm.trace)
     times = storm.times()
     assert len(times) == opens
@@ -172,6 +173,13 @@ def test_a_killed_guard_is_not_missed(start: Callable[..., Storm]) -> None:
     assert min(storm.times()) > 0
 
 
+def test_a_stopped_guard_holds_nobody_up(start: Callable[..., Storm]) -> None:
+    storm = start("run", "--if-supervisor-dies", "continue", opens=20_011)
+    os.kill(guard_of(storm.supervisor), signal.SIGSTOP)
+    storm.process.communicate(timeout=SECONDS)
+    assert storm.process.returncode == 7
+
+
 def test_without_guard_and_supervisor_attach_helps(run: Runner, place: Place) -> None:
     command = run.command([], "--if-supervisor-dies", "continue")
     command[command.index("run")] = "exec"
@@ -201,11 +209,15 @@ def test_attach_leaves_the_program(run: Runner, asked: Asked) -> None:
     assert asked.ask() == "Operation not permitted"
 
 
-def test_attach_never_takes_it_along(run: Runner, asked: Asked) -> None:
+@pytest.mark.parametrize(
+    ("fate", "said"),
+    [("kill", "not for a process that was there before"), ("continue", "nobody takes over")],
+)
+def test_attach_has_no_choice(asked: Asked, fate: str, said: str) -> None:
     result = subprocess.run(
-        [*flagshim_command(), "attach", "--if-supervisor-dies", "kill", str(asked.pid)],
+        [*flagshim_command(), "attach", "--if-supervisor-dies", fate, str(asked.pid)],
         capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=SECONDS,
     )  # fmt: skip
     assert result.returncode == 125
-    assert "not for a process that was there before flagshim" in result.stderr
+    assert said in result.stderr
     assert asked.ask() == "Operation not permitted"

@@ -305,9 +305,10 @@ def test_sigkill_of_the_program_in_the_middle_of_its_opens(
     assert process.returncode == 0, err
 
 
-def test_job_control(run: Runner) -> None:
-    """^Z stops the job as its shell sees it, and `fg` has it go on."""
-    argv = run.command(["sh", "-c", "echo ready; read x; echo done"], user=None)
+@pytest.mark.parametrize("options", [(), ("--except", "sh")])
+def test_job_control(run: Runner, options: tuple[str, ...]) -> None:
+    """^Z stops the job as its shell sees it, and `fg` has it go on; also if it is not traced."""
+    argv = run.command(["sh", "-c", "echo ready; read x; echo done"], *options, user=None)
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(REPOSITORY)

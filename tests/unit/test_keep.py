@@ -98,6 +98,13 @@ def test_by_age(tmp_path: Path) -> None:
         assert not list(reader.by_path(since_ns=now)), "they were before"
 
 
+def test_an_age_beyond_all_ages(tmp_path: Path) -> None:
+    trace = tmp_path / "t.db"
+    writer = record(trace, Bound(seconds=99_999_999_999 * 86_400), some_events(7))
+    assert (writer.lost, writer.trouble) == (0, "")
+    assert rows(trace, "SELECT count(*) FROM event") == [(7,)]
+
+
 def test_trace_of_before_is_read_and_written(tmp_path: Path) -> None:
     trace = small(tmp_path / "t.db")
     before = sums(trace)

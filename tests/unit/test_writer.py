@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -120,11 +121,34 @@ def test_keeper_that_does_not_get_on_stops_nobody_and_loses_nothing(trace: Path)
     assert writer.flush()
     (keeper,) = map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
     os.kill(keeper, signal.SIGSTOP)
-    for time_ns in range(30_011):
-        writer.record(EVENT._replace(time_ns=time_ns))
-        writer.flush_if_due()
-    assert not writer.flush()
-    os.kill(keeper, signal.SIGCONT)
+    try:
+        for time_ns in range(9_007):
+            writer.record(EVENT._replace(time_ns=time_ns))
+            writer.flush_if_due()
+        assert not writer.flush()
+    finally:
+        os.kill(keeper, signal.SIGCONT)
     writer.close(0)
-    assert (writer.seen, writer.lost) == (30_012, 0)
-    assert rows(trace, "SELECT count(*) FROM event") == [(30_012,)]
+    assert (writer.seen, writer.lost) == (9_008, 0)
+    assert rows(trace, "SELECT count(*) FROM event") == [(9_008,)]
+
+
+def test_trace_that_is_deleted_meanwhile(trace: Path) -> None:
+    writer = begin(trace)
+    writer.record(EVENT)
+    writer.flush()
+    deadline = time.monotonic() + 60
+    while not rows(trace, "SELECT count(*) FROM event")[0][0]:
+        assert time.monotonic() < deadline
+    trace.unlink()
+    writer.close(0)
+    assert (writer.lost, writer.trouble) == (1, "it was deleted meanwhile")
+
+
+def test_trace_that_is_deleted_at_once(trace: Path) -> None:
+    writer = begin(trace)
+    writer.record(EVENT)
+    trace.unlink()
+    writer.close(0)
+    assert writer.lost == 1
+    assert not trace.exists(), "no empty one is made in its place"
