@@ -192,7 +192,12 @@ class Supervised:
         self.stdin: IO[Any] | None = self._process.stdin
         self.stdout: IO[Any] | None = self._process.stdout
         self.stderr: IO[Any] | None = self._process.stderr
-        if not self._hear("begin"):
+        try:
+            began = self._hear("begin")
+        except BaseException:  # ^C
+            self.stop()
+            raise
+        if not began:
             self._close_pipes()
             self._end()
         if self._failure:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 import flagshim
 from tests.kernel.conftest import NOBODY, Place, Runner
-from tests.support import REPOSITORY, flagshim_command, rows
+from tests.support import REPOSITORY, flagshim_command, require, rows
 
 
 def dd(place: Place) -> list[str]:
@@ -231,6 +232,27 @@ def test_events_so_far(place: Place) -> None:
         while not child.events:
             assert time.monotonic() < deadline
         child.communicate(b"\n")
+
+
+PYTHON = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "library.md").read_text(), re.S)
+
+
+def test_what_the_documentation_shows(place: Place) -> None:
+    """As nobody: root is refused nothing."""
+    script, test = PYTHON
+    as_nobody = ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable]
+    probe = subprocess.run([*as_nobody, "-c", "import flagshim, pytest"], check=False, cwd="/")
+    require("ptrace", "nobody cannot read this tree" if probe.returncode else None)
+    folder = place.path / "documentation"
+    folder.mkdir()
+    os.chown(folder, NOBODY, NOBODY)
+    options = {"cwd": folder, "text": True, "env": {**os.environ, "TMPDIR": str(folder)}}
+    out = subprocess.check_output([*as_nobody, "-c", script], **options)
+    hostname = Path("/etc/hostname").read_text()
+    assert out == f"{hostname}\n0\ndd openat /etc/hostname cleared None\n"
+    (folder / "test_it.py").write_text(test)
+    out = subprocess.check_output([*as_nobody, "-m", "pytest", "-p", "no:cacheprovider"], **options)
+    assert "1 passed" in out
 
 
 def test_import_is_cheap() -> None:
