@@ -319,7 +319,10 @@ class Supervised:
     def session(self) -> Session:
         """The command's row in the trace: when, where, as whom; `seen` and `lost` events."""
         with TraceReader(self.trace) as reader:
-            return next(found for found in reader.sessions() if found.id == self._session_id)
+            for found in reader.sessions():
+                if found.id == self._session_id:
+                    return found
+        raise FlagshimError(f"{self.trace}: session {self._session_id} is not in it", "did it run?")
 
     @property
     def blind_spots(self) -> tuple[BlindSpot, ...]:
