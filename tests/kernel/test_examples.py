@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from ruamel.yaml import YAML
 import flagshim
 from flagshim.rules import load_rules
 from tests.kernel.conftest import SECONDS, Place, Runner
+from tests.kernel.test_programs import wait_for
 from tests.support import REPOSITORY, require, rows
 from tests.unit.collector import collecting
 
@@ -30,13 +30,6 @@ COMMAND = Path(sys.executable).with_name("flagshim")
 
 def need(program: str, package: str) -> None:
     require("examples", None if shutil.which(program) else f"no {program} ({package})")
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
 
 
 def test_none_is_forgotten() -> None:
