@@ -11,13 +11,19 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from flagshim.errors import FlagshimError
-from flagshim.trace import schema
+from flagshim.trace import schema, sums
 from flagshim.trace.events import OpenEvent
-from flagshim.trace.records import BlindSpot, NamedTally, Session, Tally, TracedEvent, Trouble
+from flagshim.trace.records import (
+    BlindSpot,
+    NamedTally,
+    Opened,
+    Session,
+    Tally,
+    TracedEvent,
+    Trouble,
+)
 
-_TALLY = ", ".join(Tally._fields)
 _SINCE = "(?1 IS NULL OR time_ns >= ?1)"
-_DROPPED_SINCE = "(?1 IS NULL OR first_ns >= ?1)"
 _EVENT_COLUMNS = ", ".join(("event.id", "session_id", *OpenEvent._fields))
 
 _INT, _INT_OR_NONE = (int,), (int, NoneType)
@@ -36,6 +42,7 @@ _EVENT_KINDS: _Kinds = (
     _TEXT_OR_NONE, _INT,
 )  # fmt: skip
 _TALLY_KINDS: _Kinds = (_INT,) * len(Tally._fields)
+_OPENED_KINDS: _Kinds = (_TEXT_OR_NONE, _NAME, _NAME_OR_NONE, *_TALLY_KINDS, _INT, _INT)
 
 
 class TraceReader:
@@ -58,6 +65,7 @@ class TraceReader:
         self._file = os.path.realpath(self.path)
         self._status = _regular_file(self.path)
         self._immutable = _is_at_rest(self._file)
+        self._summed: dict[int | None, str] = {}
         try:
             self._connection = _connect(self._file, self._immutable)
         except sqlite3.DatabaseError as error:
@@ -161,8 +169,27 @@ class TraceReader:
 
     def by_session(self) -> dict[int, Tally]:
         """All events, dropped ones too, counted by session ID; where there are any."""
-        query = _counted("session_id", "session_id")
-        return {row[0]: Tally(*row[1:]) for row in self._rows(query, (_INT, *_TALLY_KINDS), None)}
+        query = f"SELECT session_id, {sums.TALLY} FROM {self._sums(None)} GROUP BY session_id"
+        return {row[0]: Tally(*row[1:]) for row in self._rows(query, (_INT, *_TALLY_KINDS))}
+
+    def opened(
+        self, since_ns: int | None = None, session: int | None = None, limit: int | None = None
+    ) -> Iterator[Opened]:
+        """Events counted by file, program and rule; first where most were refused, then opened.
+
+        Args:
+            since_ns: leave out what was seen before, in nanoseconds since the epoch.
+            session: only this one's; None: all.
+            limit: at most so many; None: all.
+        """
+        query = f"""
+            SELECT {sums.OPENED} FROM {self._sums(since_ns)} WHERE ?1 IS NULL OR session_id = ?1
+            GROUP BY name, program, rule
+            ORDER BY sum(still_refused + denied) DESC, sum(opens) DESC, name, program, rule
+            LIMIT ?2"""
+        for row in self._rows(query, _OPENED_KINDS, session, _limit(limit)):
+            rule, program, name, *tally, denied, spoiled = row
+            yield Opened(rule, program, name, Tally(*tally), denied, spoiled)
 
     def by_path(
         self, since_ns: int | None = None, limit: int | None = None
@@ -175,13 +202,13 @@ class TraceReader:
             since_ns: leave out what was seen before, in nanoseconds since the epoch.
             limit: at most so many files; None: all.
         """
-        return self._by("coalesce(resolved, path)", "nullif(path, x'')", since_ns, limit)
+        return self._by("name", since_ns, limit)
 
     def by_program(
         self, since_ns: int | None = None, limit: int | None = None
     ) -> Iterator[NamedTally]:
         """Events counted by program, the most frequent first; arguments as for `by_path`."""
-        return self._by("program", "program", since_ns, limit)
+        return self._by("program", since_ns, limit)
 
     def dropped(self) -> dict[int, int]:
         """How many events are there only as counts, because they were not to be kept, by session.
@@ -199,13 +226,24 @@ class TraceReader:
             found.setdefault(session_id, []).append(Trouble(*trouble))
         return found
 
-    def _by(
-        self, name: str, dropped_name: str, since_ns: int | None, limit: int | None
-    ) -> Iterator[NamedTally]:
-        query = f"{_counted(name, dropped_name)} ORDER BY opens DESC, name LIMIT ?2"
+    def _by(self, name: str, since_ns: int | None, limit: int | None) -> Iterator[NamedTally]:
+        query = f"""
+            SELECT {name}, {sums.TALLY} FROM {self._sums(since_ns)}
+            GROUP BY {name} ORDER BY opens DESC, {name} LIMIT ?1"""
         kinds = (_NAME_OR_NONE, *_TALLY_KINDS)
-        for row in self._rows(query, kinds, since_ns, _limit(limit)):
+        for row in self._rows(query, kinds, _limit(limit)):
             yield NamedTally(row[0], Tally(*row[1:]))
+
+    def _sums(self, since_ns: int | None) -> str:
+        """Return the name of the table of sums, made if it was not asked for before."""
+        if since_ns not in self._summed:
+            table = f"sums_{len(self._summed)}"
+            make, fill = sums.create(table)
+            with self._explained():
+                self._connection.execute(make)
+                self._connection.execute(fill, (since_ns,))
+            self._summed[since_ns] = table
+        return self._summed[since_ns]
 
     def _begin(self) -> None:
         """Refuse what is no trace of ours, then hold on to this moment.
@@ -214,7 +252,6 @@ class TraceReader:
         and its sums would not agree.
         """
         with self._explained():
-            self._connection.execute("PRAGMA temp_store = MEMORY")
             self._connection.execute("BEGIN")
             (application,) = self._connection.execute("PRAGMA application_id").fetchone()
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -306,16 +343,6 @@ class TraceReader:
                     "to a folder you can write to, and read the copy",
                 )
         return FlagshimError(f"{self.path}: {error}")
-
-
-def _counted(name: str, dropped_name: str) -> str:
-    """Return the query for sums over events by a name; ?1 is when to begin, or NULL."""
-    return f"""
-        SELECT name, {schema.TALLY_OF_DROPPED} FROM (
-            SELECT {name} AS name, {schema.TALLY} FROM event WHERE {_SINCE} GROUP BY 1
-            UNION ALL
-            SELECT {dropped_name}, {_TALLY} FROM dropped WHERE {_DROPPED_SINCE}
-        ) GROUP BY name"""
 
 
 def _regular_file(path: str) -> os.stat_result:

@@ -78,6 +78,30 @@ class Tally(NamedTuple):
 NO_EVENTS = Tally(0, 0, 0, 0, 0, 0, 0)
 
 
+class Opened(NamedTuple):
+    """The opens of one file by one program under one rule, counted."""
+
+    rule: str | None
+    """None: no rule matched."""
+    program: str | bytes
+    path: Name
+    tally: Tally
+    denied: int
+    """Of `tally.failed`: those refused with EPERM or EACCES though no flag was cleared."""
+    spoiled: int
+    """Of `tally.failed`: those that failed after a flag was cleared."""
+
+    @property
+    def rewritten(self) -> int:
+        """Opens made without a flag, that did not fail."""
+        return self.tally.cleared - self.tally.still_refused - self.spoiled
+
+    @property
+    def refused(self) -> int:
+        """Opens that the kernel refused in the end, whether a flag was cleared or not."""
+        return self.tally.still_refused + self.denied
+
+
 class NamedTally(NamedTuple):
     """The events of one file or of one program, counted."""
 

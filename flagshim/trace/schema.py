@@ -57,15 +57,18 @@ CREATE TABLE IF NOT EXISTS blind_spot (          -- what may have opened files u
 CREATE TABLE IF NOT EXISTS dropped (             -- what became of events that were not to be kept
     session_id    INTEGER NOT NULL REFERENCES session(id),
     program       NOT NULL,
+    rule          TEXT NOT NULL,   -- empty for none
     path          NOT NULL,        -- `resolved`, else `path`; an empty BLOB for neither
     opens         INTEGER NOT NULL,
     cleared       INTEGER NOT NULL,
     still_refused INTEGER NOT NULL,
     kept          INTEGER NOT NULL,
     failed        INTEGER NOT NULL,
+    denied        INTEGER NOT NULL,
+    spoiled       INTEGER NOT NULL,
     first_ns      INTEGER NOT NULL,
     last_ns       INTEGER NOT NULL,
-    PRIMARY KEY (session_id, program, path)
+    PRIMARY KEY (session_id, program, rule, path)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS trouble (             -- what flagshim has to complain of
     session_id   INTEGER NOT NULL REFERENCES session(id),
@@ -86,35 +89,3 @@ ADDED_LATER = frozenset({"dropped", "trouble", "label"})
 """Tables that a trace of this version may lack."""
 
 INSERT_EVENT = f"INSERT INTO event VALUES (NULL, {', '.join('?' * 20)})"
-
-_STILL_REFUSED = (
-    "(decision = 'cleared' AND errno IS NOT NULL AND errno IN ('EPERM', 'EACCES', 'EINVAL'))"
-)
-TALLY = f"""
-    count(*) AS opens,
-    sum(decision = 'cleared') AS cleared,
-    sum{_STILL_REFUSED} AS still_refused,
-    sum(decision = 'kept') AS kept,
-    sum(errno IS NOT NULL AND NOT {_STILL_REFUSED}) AS failed,
-    min(time_ns) AS first_ns,
-    max(time_ns) AS last_ns"""
-"""Columns that count rows of `event`, as those of `dropped` do."""
-
-TALLY_OF_DROPPED = """
-    sum(opens) AS opens, sum(cleared) AS cleared, sum(still_refused) AS still_refused,
-    sum(kept) AS kept, sum(failed) AS failed, min(first_ns) AS first_ns, max(last_ns) AS last_ns"""
-"""The same columns over such counts."""
-
-DROP_EVENTS = (
-    f"""
-INSERT INTO dropped
-SELECT session_id, program, coalesce(resolved, path, x''), {TALLY}
-FROM event WHERE id < ?1 GROUP BY 1, 2, 3
-ON CONFLICT DO UPDATE SET
-    opens = opens + excluded.opens, cleared = cleared + excluded.cleared,
-    still_refused = still_refused + excluded.still_refused, kept = kept + excluded.kept,
-    failed = failed + excluded.failed, first_ns = min(first_ns, excluded.first_ns),
-    last_ns = max(last_ns, excluded.last_ns)""",
-    "DELETE FROM event WHERE id < ?1",
-)
-"""Statements that turn the events below an id into counts."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from flagshim.errors import FlagshimError
-from flagshim.trace import schema
+from flagshim.trace import schema, sums
 from flagshim.trace.bounds import Bound
 
 _BUSY_SECONDS = 2.0
@@ -178,7 +178,7 @@ class TraceFile:
             keep_from = max(keep_from, found[0] if found else last + 1)
         if keep_from > first:
             with self._transaction():
-                for statement in schema.DROP_EVENTS:
+                for statement in sums.DROP_EVENTS:
                     db.execute(statement, (keep_from,))
 
     @contextlib.contextmanager
