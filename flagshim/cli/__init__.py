@@ -1,12 +1,12 @@
 """The command line: arguments in, exit status out."""
 
 import importlib
-import os
 import sys
 
 import click
 
 from flagshim import __version__, descriptors, status
+from flagshim.cli.output import discard_output
 from flagshim.errors import EXIT_FAILURE, FlagshimError, say
 
 _COMMANDS = ("run", "exec", "wrap", "attach", "report", "merge", "export", "doctor")
@@ -67,7 +67,8 @@ def _main() -> int:
             return error.exit_code
         return _complain(str(error), error.exit_code)
     except BrokenPipeError:
-        return _reader_is_gone()
+        discard_output()
+        return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror}; see flagshim doctor")
@@ -80,9 +81,3 @@ def _complain(text: str, exit_code: int = EXIT_FAILURE) -> int:
     if not status.tell("error", message=text, hint="", exit_status=exit_code):
         say(text)
     return exit_code
-
-
-def _reader_is_gone() -> int:
-    """Keep Python from complaining at exit about output that nobody reads."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0

@@ -1,11 +1,13 @@
 """`flagshim doctor`."""
 
-import os
+import io
 import sys
+from contextlib import nullcontext
 
 import click
 
-from flagshim.errors import EXIT_FAILURE, FlagshimError
+from flagshim.cli.output import color_option, palette, standard_output
+from flagshim.errors import EXIT_FAILURE
 from flagshim.probes import examine, missing
 from flagshim.reports.doctor import document, paragraph, verdict
 
@@ -19,7 +21,8 @@ from flagshim.reports.doctor import document, paragraph, verdict
     show_default=True,
     help="For people; for programs: an array of objects with probe, status, detail and help.",
 )
-def doctor(format_: str) -> int:
+@color_option
+def doctor(format_: str, color: str) -> int:
     """Find out by trying what this machine allows, and what would help.
 
     works: nothing is amiss. limited: flagshim works without, not as well or not for
@@ -29,28 +32,13 @@ def doctor(format_: str) -> int:
     Exit status: 0 if flagshim run can work here, 125 if not.
     """
     findings = []
-    for finding in examine():
-        findings.append(finding)
-        if format_ == "table":
-            _say(paragraph(finding))
-    if format_ == "table":
-        _say("\n" + verdict(findings))
-    else:
-        _say(document(findings))
+    paint = palette(color)
+    # Where standard output is closed, the exit status says it too.
+    with standard_output() if sys.stdout else nullcontext(io.StringIO()) as out:
+        for finding in examine():
+            findings.append(finding)
+            if format_ == "table":
+                out.write(paragraph(finding, paint) + "\n")
+                out.flush()  # the next probe may take its time
+        out.write(f"\n{verdict(findings)}\n" if format_ == "table" else document(findings) + "\n")
     return EXIT_FAILURE if missing(findings) else 0
-
-
-def _say(text: str) -> None:
-    """Print at once: the next probe may take its time."""
-    out = sys.stdout
-    if out is None:  # closed; the exit status says it too
-        return
-    encoding = out.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=out, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        # Python would fail at its end to write what is left in the buffer.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
-        raise FlagshimError(f"standard output: {error.strerror}") from None

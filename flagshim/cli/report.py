@@ -1,19 +1,15 @@
 """flagshim report: what a trace says."""
 
-import io
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 
+from flagshim.cli.output import ending_as_coreutils, standard_output
 from flagshim.durations import seconds_of
-from flagshim.errors import FlagshimError
 from flagshim.reports import csvfile, jsonfile, table
 from flagshim.reports.view import Selection, View
 from flagshim.trace.location import latest_trace, state_directory
@@ -96,7 +92,12 @@ def report(
       flagshim report boot.db --view paths --limit 50
       flagshim report boot.db --view events --since 15m --format json
     """
-    with TraceReader(trace or latest_trace(state_directory())) as reader, _output(format_) as out:
+    exact = format_ != "table"
+    with (
+        TraceReader(trace or latest_trace(state_directory())) as reader,
+        ending_as_coreutils(),
+        standard_output(exact) as out,
+    ):
         selection = Selection(View(view), since, None if limit is None else min(limit, _INT64_MAX))
         match format_:
             case "table":
@@ -109,29 +110,3 @@ def report(
 
 def _width() -> int | None:
     return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else None
-
-
-@contextmanager
-def _output(format_: str) -> Iterator[io.TextIOWrapper]:
-    """Standard output for one format; a reader that goes away ends us as it does coreutils."""
-    if sys.stdout is None:
-        raise FlagshimError("standard output is closed", "redirect it to a file")
-    binary = sys.stdout.buffer
-    if format_ == "table":
-        encoding = sys.stdout.encoding or "utf-8"
-        out = io.TextIOWrapper(binary, encoding, errors="backslashreplace")
-    else:
-        out = io.TextIOWrapper(binary, "utf-8", newline="")
-    handler = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        yield out
-        out.flush()
-    except OSError as error:
-        with suppress(OSError):
-            out.close()  # or Python would complain at its end about what is still in the buffer
-        raise FlagshimError(f"the report cannot be written: {error.strerror}") from error
-    finally:
-        signal.signal(signal.SIGPIPE, handler)
-        if not out.closed:
-            with suppress(OSError):
-                out.detach()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from flagshim.probes import PROBES, Finding, Status, missing
+from flagshim.reports.palette import PLAIN, Palette
 from flagshim.reports.text import printable
 
 WIDTH = 80
@@ -13,14 +14,16 @@ _STATUS_WIDTH = max(map(len, Status))
 _PROBE_WIDTH = max(len(probe.name) for probe in PROBES)
 
 
-def paragraph(finding: Finding) -> str:
+def paragraph(finding: Finding, paint: Palette = PLAIN) -> str:
     """Return one finding as a line, and as many more as its detail and help take."""
-    head = f"{finding.status:<{_STATUS_WIDTH}}  {printable(finding.probe):<{_PROBE_WIDTH}}  "
+    status = f"{finding.status:<{_STATUS_WIDTH}}"
+    head = f"{status}  {printable(finding.probe):<{_PROBE_WIDTH}}  "
     blank = " " * len(head)
     lines = _wrapped(finding.detail, head, blank)
     if finding.help:
         lines += _wrapped(finding.help, f"{blank}help: ", f"{blank}      ")
-    return "\n".join(lines)
+    dress = {Status.WORKS: paint.good, Status.LIMITED: paint.fair}.get(finding.status, paint.bad)
+    return dress(status) + "\n".join(lines).removeprefix(status)
 
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:

@@ -133,7 +133,9 @@ def test_output_that_cannot_be_written_is_one_line_and_125() -> None:
             stdout=full, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, check=False,
         )  # fmt: skip
     assert result.returncode == 125
-    assert result.stderr == "flagshim: standard output: No space left on device\n"
+    assert (
+        result.stderr == "flagshim: standard output: No space left on device; write it elsewhere\n"
+    )
 
 
 def test_an_output_encoding_without_the_character_is_no_crash(

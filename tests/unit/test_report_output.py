@@ -94,7 +94,7 @@ def test_full_disk(tmp_path):
         ) as command,
     ):
         error = command.stderr.read()
-    assert error == "flagshim: the report cannot be written: No space left on device\n"
+    assert error == "flagshim: standard output: No space left on device; write it elsewhere\n"
     assert command.returncode == 1
 
 
