@@ -9,11 +9,12 @@ SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := python3-venv libseccomp2 gcc libc6-dev gcc-multilib make \
             strace gdb rsync tar fuse-overlayfs fuse3 acl e2fsprogs util-linux \
             nix-bin libvirt-clients systemd man-db mandoc groff-base bash-completion zsh fish \
-            qemu-system-x86 qemu-utils seabios qemu-system-data busybox-static cpio xz-utils zstd
+            qemu-system-x86 qemu-utils seabios qemu-system-data busybox-static cpio xz-utils zstd \
+            chromium fonts-dejavu-core sqlite3
 
 export FLAGSHIM_CACHE := $(CACHE)
 
-.PHONY: help setup demo test lint check man bench qemu-unpatched test-unpatched test-suites clean
+.PHONY: help setup demo test lint check man bench qemu-unpatched test-unpatched test-suites vendor clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -62,6 +63,14 @@ test-unpatched: $(READY) qemu-unpatched  ## boot the guest on that QEMU, without
 
 test-suites: $(READY)  ## suites of other programs, natively and under flagshim: the same results? (an hour)
 	$(PYTHON) -m tests.suites
+
+vendor:  ## fetch the libraries of the HTML report anew (npm)
+	scratch=$$(mktemp -d) && here=$(CURDIR)/flagshim/reports/page/vendor && cd $$scratch && \
+	npm pack --silent tabulator-tables@6.5.3 uplot@1.6.32 >/dev/null && \
+	tar xzf tabulator-tables-*.tgz && cp package/dist/js/tabulator.min.js package/dist/css/tabulator_simple.min.css $$here && \
+	cp package/LICENSE $$here/tabulator.LICENSE && rm -r package && \
+	tar xzf uplot-*.tgz && cp package/dist/uPlot.iife.min.js package/dist/uPlot.min.css $$here && \
+	cp package/LICENSE $$here/uPlot.LICENSE && rm -r $$scratch
 
 clean:  ## remove .venv and caches in the tree; $FLAGSHIM_CACHE stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
