@@ -8,6 +8,8 @@ from flagshim import status
 
 EXIT_FAILURE = 125
 """flagshim itself failed, as in env(1), timeout(1) and docker-run(1)."""
+EXIT_GATE = 122
+"""A gate failed (--fail-on, --baseline); even, so that no guest says it by isa-debug-exit."""
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 

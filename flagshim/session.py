@@ -42,6 +42,8 @@ class Outcome:
     """Events that are not in the trace."""
     trouble: str
     """Why not."""
+    session: int
+    """Its number in the trace."""
 
 
 def supervise(argv: Sequence[str], how: Supervision, user: User | None = None) -> Outcome:
@@ -73,7 +75,7 @@ def supervise(argv: Sequence[str], how: Supervision, user: User | None = None) -
         raise
     exit_status = os.waitstatus_to_exitcode(status)
     post.leave(exit_status)
-    return _outcome(exit_status, post.writer)
+    return _outcome(exit_status, post.writer, session)
 
 
 def become(argv: Sequence[str], how: Supervision, user: User | None = None) -> NoReturn:
@@ -139,7 +141,7 @@ def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
             f"with the flag fail with ENOSYS now; flagshim attach {pid} serves it again"
         )
     writer.close(None)
-    return _outcome(0, writer)
+    return _outcome(0, writer, session)
 
 
 def attach_for_good(pid: int, how: Supervision) -> int:
@@ -189,10 +191,9 @@ def attach_for_good(pid: int, how: Supervision) -> int:
         raise
 
 
-def _outcome(exit_status: int, writer: TraceWriter) -> Outcome:
-    return Outcome(
-        exit_status, writer.seen, writer.cleared, writer.still_refused, writer.lost, writer.trouble
-    )
+def _outcome(exit_status: int, writer: TraceWriter, session: Session) -> Outcome:
+    counts = (writer.seen, writer.cleared, writer.still_refused, writer.lost)
+    return Outcome(exit_status, *counts, writer.trouble, session.id)
 
 
 def _find_target(pid: int, how: Supervision) -> Target:

@@ -9,7 +9,9 @@ from flagshim import __version__, descriptors, status
 from flagshim.cli.output import discard_output
 from flagshim.errors import EXIT_FAILURE, FlagshimError, say
 
-_COMMANDS = ("run", "exec", "wrap", "attach", "report", "merge", "export", "doctor")
+_COMMANDS = (
+    "run", "exec", "wrap", "attach", "report", "baseline", "merge", "export", "doctor",
+)  # fmt: skip
 
 
 class _Commands(click.Group):
@@ -42,7 +44,7 @@ def main() -> None:
     """Run the command line; the only place that turns an error into an exit status.
 
     Exit status: 125 if flagshim itself failed; for `run`, CMD's own, 126 if CMD could not be
-    executed, 127 if it was not found.
+    executed, 127 if it was not found. 122 if a gate failed (--fail-on, --baseline).
     """
     sys.exit(_main())
 

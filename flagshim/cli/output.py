@@ -23,21 +23,28 @@ color_option = click.option(
 )
 
 
-def palette(color: str) -> Palette:
-    """Return the colours that `color_option` asks for; auto as https://no-color.org has it."""
+def palette(color: str, stream: TextIO | None = None) -> Palette:
+    """Return the colours that `color_option` asks for; auto as https://no-color.org has it.
+
+    Args:
+        stream: what they are for; None: standard output.
+    """
     if color == "auto":
         dumb = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
-        return Palette(_on_terminal(sys.stdout) and not dumb)
+        return Palette(_on_terminal(stream or sys.stdout) and not dumb)
     return Palette(color == "always")
 
 
 @contextmanager
-def standard_output(exact: bool = False) -> Iterator[io.TextIOWrapper]:
+def standard_output(
+    exact: bool = False, first: Callable[[], None] = lambda: None
+) -> Iterator[io.TextIOWrapper]:
     """Give standard output as text, written to the last byte when the block ends.
 
     Args:
         exact: UTF-8 and line ends as they are, for programs; else the encoding of the
             terminal, with what that cannot show escaped.
+        first: called before anything is written.
 
     Raises:
         FlagshimError: it is closed, or cannot be written.
@@ -47,10 +54,11 @@ def standard_output(exact: bool = False) -> Iterator[io.TextIOWrapper]:
         raise FlagshimError("standard output is closed", "redirect it to a file")
     binary = sys.stdout.buffer
     if exact:
-        out = io.TextIOWrapper(binary, "utf-8", newline="")
+        out = _Output(binary, "utf-8", newline="")
     else:
         encoding = sys.stdout.encoding or "utf-8"
-        out = io.TextIOWrapper(binary, encoding, errors="backslashreplace")
+        out = _Output(binary, encoding, errors="backslashreplace")
+    out.first = first
     try:
         yield out
         out.flush()
@@ -70,6 +78,18 @@ def discard_output() -> None:
     null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
+
+
+class _Output(io.TextIOWrapper):
+    """Text that says when it begins."""
+
+    first: Callable[[], None] | None = None
+
+    def write(self, text: str) -> int:
+        if self.first:
+            self.first()
+            self.first = None
+        return super().write(text)
 
 
 @contextmanager
@@ -112,6 +132,11 @@ class Progress:
         self._shown_at = now
         self._write(f"\r\x1b[Kflagshim: {self._what}, {now - self._began:.0f} s")
         self._visible = True
+
+    def give_way(self) -> None:
+        """Take the line away for good if the output now begins on the same terminal."""
+        if _on_terminal(sys.stdout):
+            self.end()
 
     def end(self) -> None:
         """Take the line away, for good."""

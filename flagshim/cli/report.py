@@ -1,83 +1,65 @@
 """flagshim report: what a trace says."""
 
+import os
 import shutil
 import sys
-import time
-from datetime import UTC, datetime, timedelta
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TextIO
 
 import click
 
-from flagshim.cli.output import ending_as_coreutils, standard_output
-from flagshim.durations import seconds_of
-from flagshim.reports import csvfile, jsonfile, table
+from flagshim.cli.gates import announce, gate_options
+from flagshim.cli.output import color_option, ending_as_coreutils, palette, standard_output
+from flagshim.cli.reading import INT64_MAX, reading, since_option, trace_argument
+from flagshim.errors import EXIT_GATE, FlagshimError
+from flagshim.gates.judgement import Gate, Judgement
+from flagshim.reports import csvfile, github, gitlab, html, jsonfile, junit, markdown, table
 from flagshim.reports.view import Selection, View
-from flagshim.trace.location import latest_trace, state_directory
 from flagshim.trace.reader import TraceReader
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_INT64_MAX = 2**63 - 1
-"""SQLite's largest integer, and the year 2262 in nanoseconds."""
-
-
-def _moment(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
-    """Return a moment in the past, in nanoseconds since the epoch, or None if none is given.
-
-    A time without a zone is local, a date is its midnight.
-    """
-    if text is None:
-        return None
-    try:
-        ago = seconds_of(text)
-        if ago is not None:
-            moment = time.time_ns() - ago * 10**9
-        else:
-            since_epoch = datetime.fromisoformat(text).astimezone(UTC) - _EPOCH
-            moment = since_epoch // timedelta(microseconds=1) * 1000
-    except (ValueError, OverflowError, OSError) as error:
-        raise click.BadParameter(
-            f"{text!r} is neither a length of time back from now (90s, 15m, 2h, 3d) "
-            "nor a date or time (2024-11-21, 2024-11-21T08:30)",
-            context,
-            option,
-        ) from error
-    return max(-_INT64_MAX, min(moment, _INT64_MAX))
+_WITH_VIEWS = ("table", "json", "csv", "markdown")
+_WITHOUT_VIEWS = ("html", "junit", "github", "gitlab")
 
 
 @click.command()
-@click.argument("trace", required=False, type=click.Path(path_type=Path))
+@trace_argument
 @click.option(
     "--view",
     type=click.Choice([str(view) for view in View]),
-    default=str(View.SUMMARY),
-    show_default=True,
-    help="Sessions and what was opened most; each open; opens by file; opens by program.",
+    help=f"For {', '.join(_WITH_VIEWS)}: sessions and what was opened most; each open; opens by "
+    f"file; opens by program. [default: {View.SUMMARY}]",
 )
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["table", "json", "csv"]),
+    type=click.Choice([*_WITH_VIEWS, *_WITHOUT_VIEWS]),
     default="table",
     show_default=True,
-    help="For people; for programs, with every name exact; for spreadsheets.",
+    help="For people on a terminal; for programs, with every name exact; for spreadsheets; for "
+    "issues and wikis. One page to look around in; for Jenkins and others; annotations, and the "
+    "summary of a GitHub step; for GitLab's Code Quality.",
 )
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
     metavar="N",
     help="Only the newest N sessions or opens, or the N most frequent paths or programs. "
-    f"[default: {table.LIMIT} in a table other than of events, else all]",
+    f"[default: {table.LIMIT} in table and markdown other than of events, {html.LIMIT} opens in "
+    f"html, {junit.LIMIT} files in junit and gitlab, else all]",
 )
-@click.option(
-    "--since",
-    callback=_moment,
-    metavar="WHEN",
-    help="Only opens from then on, and sessions that went on until then: a length of time back "
-    "from now (90s, 15m, 2h, 3d), or a local date or time (2024-11-21, 2024-11-21T08:30).",
-)
+@since_option("Only opens from then on, and sessions that went on until then")
+@gate_options
+@color_option
 def report(
-    trace: Path | None, view: str, format_: str, limit: int | None, since: int | None
-) -> None:
+    trace: Path | None,
+    view: str | None,
+    format_: str,
+    limit: int | None,
+    since: int | None,
+    gate: Gate | None,
+    color: str,
+) -> int:
     """Show what a trace says; without TRACE, the latest in the state folder.
 
     A running session can be looked at too. In the columns of events, -O_NOATIME is a flag
@@ -85,27 +67,76 @@ def report(
     and 2x says that the kernel was asked twice. REFUSED counts opens refused (EPERM, EACCES,
     EINVAL) although a flag was cleared, FAILED those that failed in any other way.
 
+    Exit status: 122 if the gate (--fail-on, --baseline) failed; what it failed for, and what
+    is different from the baseline, is said on stderr. 125: flagshim failed.
+
     \b
     Example:
       flagshim run -o boot.db -- qemu-system-x86_64 ...
       flagshim report boot.db
       flagshim report boot.db --view paths --limit 50
       flagshim report boot.db --view events --since 15m --format json
+      flagshim report boot.db --format html > boot.html
+      flagshim report boot.db --format junit --baseline opens.txt > junit.xml
     """
-    exact = format_ != "table"
+    if view and format_ in _WITHOUT_VIEWS:
+        raise FlagshimError(f"--view with --format {format_}", "it always shows everything")
+    if format_ == "html" and sys.stdout is not None and sys.stdout.isatty():
+        raise FlagshimError("HTML on a terminal", "redirect it to a file: … > report.html")
+    selection = Selection(
+        View(view or View.SUMMARY), since, None if limit is None else min(limit, INT64_MAX)
+    )
     with (
-        TraceReader(trace or latest_trace(state_directory())) as reader,
+        reading(trace) as (reader, progress),
         ending_as_coreutils(),
-        standard_output(exact) as out,
+        standard_output(exact=format_ != "table", first=progress.give_way) as out,
     ):
-        selection = Selection(View(view), since, None if limit is None else min(limit, _INT64_MAX))
-        match format_:
-            case "table":
-                table.write(reader, selection, out, _width())
-            case "json":
-                jsonfile.write(reader, selection, out)
-            case "csv":
-                csvfile.write(reader, selection, out)
+        judgement = gate.judge(reader, since) if gate else None
+        if format_ == "table":
+            table.write(reader, selection, out, _width(), palette(color))
+        else:
+            _write(format_, reader, selection, judgement, out)
+    if judgement:
+        announce(judgement, color)
+    return EXIT_GATE if judgement and judgement.failed else 0
+
+
+def _write(
+    format_: str,
+    reader: TraceReader,
+    selection: Selection,
+    judgement: Judgement | None,
+    out: TextIO,
+) -> None:
+    match format_:
+        case "json":
+            jsonfile.write(reader, selection, judgement, out)
+        case "csv":
+            csvfile.write(reader, selection, out)
+        case "markdown":
+            markdown.write(reader, selection, judgement, out)
+        case "html":
+            html.write(reader, selection, judgement, out)
+        case "junit":
+            junit.write(reader, selection, judgement, out)
+        case "gitlab":
+            root = os.environ.get("CI_PROJECT_DIR") or os.getcwd()
+            gitlab.write(reader, selection, judgement, out, root)
+        case "github":
+            with _step_summary() as summary:
+                github.write(reader, selection, judgement, out, summary)
+
+
+def _step_summary() -> AbstractContextManager[TextIO | None]:
+    """Open what GitHub shows of a step, to append to it; nothing elsewhere."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return nullcontext()
+    try:
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        hint = "unset GITHUB_STEP_SUMMARY for annotations only"
+        raise FlagshimError(f"GITHUB_STEP_SUMMARY {path}: {error.strerror}", hint) from None
 
 
 def _width() -> int | None:

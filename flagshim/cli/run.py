@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from flagshim.cli.gates import announce, gate_options
 from flagshim.cli.options import (
     COMMAND_SETTINGS,
     command_argument,
@@ -19,8 +20,11 @@ from flagshim.cli.options import (
 )
 from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.command import find_user
-from flagshim.session import supervise
+from flagshim.errors import EXIT_GATE, FlagshimError, say
+from flagshim.gates.judgement import Gate
+from flagshim.session import Outcome, supervise
 from flagshim.trace.location import new_trace
+from flagshim.trace.reader import TraceReader
 
 
 @click.command(
@@ -31,11 +35,13 @@ from flagshim.trace.location import new_trace
 @trace_option("a new file")
 @supervision_options
 @status_option
+@gate_options
 @command_argument
 def run(
     user: str | None,
     trace: Path | None,
     asked: Asked,
+    gate: Gate | None,
     cmd: tuple[str, ...],
 ) -> int:
     """Run CMD supervised, wait for it and all it started, and exit as CMD exits.
@@ -44,15 +50,32 @@ def run(
     whoever does not own the file), and nowhere else. Every open that carried the flag goes
     into a trace, an SQLite file; `flagshim report` shows it.
 
-    Exit status: CMD's own; a fatal signal is raised again. 125: flagshim failed. 126: CMD
-    could not be executed. 127: CMD was not found.
+    Exit status: CMD's own; a fatal signal is raised again. 122: CMD exited with 0, but the gate
+    (--fail-on, --baseline) failed. 125: flagshim failed. 126: CMD could not be executed. 127: CMD
+    was not found.
     """
     cmd = command_from(cmd, "flagshim run -- qemu-system-x86_64 …")
     as_user = find_user(user) if user is not None else None
     file = trace or new_trace(cmd[0])
     outcome = supervise(cmd, asked.supervision(file), as_user)
     sum_up(outcome, file)
+    if gate and not _passes(gate, file, outcome):
+        return EXIT_GATE
     return _exit_as(outcome.exit_status)
+
+
+def _passes(gate: Gate, trace: Path, outcome: Outcome) -> bool:
+    """Put the gate to the session that was just recorded; CMD's own failure goes before its."""
+    try:
+        with TraceReader(trace) as reader:
+            judgement = gate.judge(reader, session=outcome.session)
+    except FlagshimError as error:
+        if not outcome.exit_status:
+            raise
+        say(f"the gate could not be judged: {error}")
+        return True
+    announce(judgement)
+    return bool(outcome.exit_status) or not judgement.failed
 
 
 def _exit_as(status: int) -> int:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
+from flagshim.gates.judgement import Difference, Judgement
 from flagshim.reports import flags
 from flagshim.reports.notes import SessionNotes
 from flagshim.reports.text import utc
@@ -19,13 +20,24 @@ VERSION = 1
 _Object = dict[str, Any]
 
 
-def write(reader: TraceReader, selection: Selection, out: TextIO) -> None:
+def write(
+    reader: TraceReader, selection: Selection, judgement: Judgement | None, out: TextIO
+) -> None:
     """Write a view of a trace; what is written is ASCII.
+
+    Args:
+        judgement: what became of the gate; None: there was none.
 
     Raises:
         FlagshimError: the trace is damaged; what is written by then is no complete document.
     """
-    head = {"version": VERSION, "view": str(selection.view), "trace": name(_bytes(reader.path))}
+    head: _Object = {
+        "version": VERSION,
+        "view": str(selection.view),
+        "trace": name(_bytes(reader.path)),
+    }
+    if judgement:
+        head["gate"] = _gate(judgement)
     out.write(json.dumps(head)[:-1])
     for member, items in _members(reader, selection):
         out.write(f', "{member}": [')
@@ -135,3 +147,47 @@ def _tallies(key: str, tallies: Iterable[NamedTally]) -> Iterator[_Object]:
             "first": utc(tally.first_ns),
             "last": utc(tally.last_ns),
         }
+
+
+def _gate(judgement: Judgement) -> _Object:
+    return {
+        "failed": judgement.failed,
+        "conditions": [
+            {
+                "metric": str(judged.condition.metric),
+                "operator": judged.condition.operator,
+                "number": judged.condition.number,
+                "count": judged.count,
+                "failed": judged.failed,
+            }
+            for judged in judgement.judged
+        ],
+        "difference": judgement.difference and _difference(judgement.difference),
+    }
+
+
+def _difference(difference: Difference) -> _Object:
+    return {
+        "baseline": name(_bytes(difference.baseline)),
+        "new_count": difference.new_count,
+        "new": [
+            {
+                "effect": str(finding.effect),
+                "rule": finding.rule,
+                "program": name(finding.program),
+                "path": name(finding.path),
+                "opens": finding.opens,
+            }
+            for finding in difference.new
+        ],
+        "gone_count": difference.gone_count,
+        "gone": [
+            {
+                "effect": str(entry.effect),
+                "rule": name(_bytes(entry.rule)),
+                "program": name(_bytes(entry.program)),
+                "path": name(_bytes(entry.path)),
+            }
+            for entry in difference.gone
+        ],
+    }

@@ -23,6 +23,10 @@ class SessionNotes:
         """Return how many of its events are there only as counts."""
         return self._dropped.get(session.id, 0)
 
+    def missing(self, session: Session) -> int:
+        """Return how many calls were looked at of which the trace does not say what came."""
+        return session.missing(self.tally(session))
+
     def blind_spots(self, session: Session) -> Sequence[BlindSpot]:
         """Return what may have opened files unseen."""
         return self._blind_spots.get(session.id, ())

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from tabulate import tabulate
 
 from flagshim.reports import flags
 from flagshim.reports.notes import SessionNotes
+from flagshim.reports.palette import PLAIN, Palette
 from flagshim.reports.text import (
     command_line,
     duration,
@@ -29,7 +30,24 @@ _NARROWEST = 12
 """Columns a name gets on a terminal however narrow that is."""
 
 
-def write(reader: TraceReader, selection: Selection, out: TextIO, width: int | None) -> None:
+_CHANGE, _RESULT = 10, 6
+"""Columns of what became of the flags and of the call."""
+
+
+class _Page(NamedTuple):
+    """What the table is for."""
+
+    width: int | None
+    paint: Palette
+
+
+def write(
+    reader: TraceReader,
+    selection: Selection,
+    out: TextIO,
+    width: int | None,
+    paint: Palette = PLAIN,
+) -> None:
     """Write a view of a trace.
 
     Args:
@@ -38,20 +56,21 @@ def write(reader: TraceReader, selection: Selection, out: TextIO, width: int | N
     Raises:
         FlagshimError: the trace is damaged.
     """
+    page = _Page(width, paint)
     match selection.view:
         case View.SUMMARY:
-            _summary(reader, selection, out, width)
+            _summary(reader, selection, out, page)
         case View.EVENTS:
-            _events(reader.events(selection.since_ns, selection.limit), out, width)
+            _events(reader.events(selection.since_ns, selection.limit), out, page)
         case View.PATHS:
             tallies = reader.by_path(selection.since_ns)
-            _tallies("path", tallies, selection.limit or LIMIT, out, width)
+            _tallies("path", tallies, selection.limit or LIMIT, out, page)
         case View.PROGRAMS:
             tallies = reader.by_program(selection.since_ns)
-            _tallies("program", tallies, selection.limit or LIMIT, out, width)
+            _tallies("program", tallies, selection.limit or LIMIT, out, page)
 
 
-def _summary(reader: TraceReader, selection: Selection, out: TextIO, width: int | None) -> None:
+def _summary(reader: TraceReader, selection: Selection, out: TextIO, page: _Page) -> None:
     sessions = reader.sessions(selection.since_ns)
     limit = selection.limit or LIMIT
     if not sessions:
@@ -60,7 +79,7 @@ def _summary(reader: TraceReader, selection: Selection, out: TextIO, width: int 
         out.write(f"{len(sessions) - limit} earlier sessions; --limit N shows more.\n\n")
     notes = SessionNotes(reader)
     for session in sessions[-limit:]:
-        out.write(_session(session, notes, width) + "\n")
+        out.write(_session(session, notes, page) + "\n")
     since = selection.since_ns
     span = "" if since is None else f" since {local_second(since)}"
     for title, key, top in (
@@ -69,13 +88,14 @@ def _summary(reader: TraceReader, selection: Selection, out: TextIO, width: int 
     ):
         rows = list(top)
         if rows:
-            out.write(f"\n{title}{span}\n{_tally_table(rows, key, width)}\n")
+            out.write(f"\n{page.paint.heading(title + span)}\n{_tally_table(rows, key, page)}\n")
 
 
-def _session(session: Session, notes: SessionNotes, width: int | None) -> str:
-    lines = [f"Session {session.id}, {local_second(session.started_ns)}"]
+def _session(session: Session, notes: SessionNotes, page: _Page) -> str:
+    title = f"Session {session.id}, {local_second(session.started_ns)}"
+    lines = [page.paint.heading(title)]
     label = 10
-    room = None if width is None else max(width - label, _NARROWEST)
+    room = None if page.width is None else max(page.width - label, _NARROWEST)
     for title, text in _session_lines(session, notes):
         lines.append(f"  {title:<{label - 2}}{shorten(text, room)}")
     return "\n".join(lines)
@@ -109,23 +129,27 @@ def _session_lines(session: Session, notes: SessionNotes) -> Iterator[tuple[str,
             yield "", f"and {len(found) - TOP} more; --format json has them all"
 
 
-def _events(events: Iterator[TracedEvent], out: TextIO, width: int | None) -> None:
+def _events(events: Iterator[TracedEvent], out: TextIO, page: _Page) -> None:
     # Not by tabulate, which wants all rows before it shows the first.
-    program_width = 18 if width is None or width >= 100 else 10
+    program_width = 18 if page.width is None or page.width >= 100 else 10
     fixed = _event_line([""] * 8, program_width)
     room: tuple[int | None, ...] = (None,) * 5
-    if width is not None:
-        room = (program_width, 7, 10, 6, max(width - len(fixed), _NARROWEST))
+    if page.width is not None:
+        room = (program_width, 7, _CHANGE, _RESULT, max(page.width - len(fixed), _NARROWEST))
     header = ("TIME", "PID", "PROGRAM", "SYSCALL", "FLAGS", "RESULT", "", "PATH")
     date = None
     for _, machine, event in events:
         if date is None:
-            out.write(_event_line(header, program_width) + "\n")
+            out.write(page.paint.heading(_event_line(header, program_width)) + "\n")
         if date != (date := local_date(event.time_ns)):
             out.write(f"{date}\n")
         program, syscall, change, result, path = map(shorten, _event_texts(event, machine), room)
         tries = f"{event.tries}x" if event.tries > 1 else ""
         clock, pid = local_clock(event.time_ns), str(event.pid)
+        if event.flags_before != event.flags_after:
+            change = page.paint.good(f"{change:<{_CHANGE}}")
+        if event.errno is not None:
+            result = page.paint.bad(f"{result:<{_RESULT}}")
         cells = (clock, pid, program, syscall, change, result, tries, path)
         out.write(_event_line(cells, program_width) + "\n")
     if date is None:
@@ -135,8 +159,8 @@ def _events(events: Iterator[TracedEvent], out: TextIO, width: int | None) -> No
 def _event_line(cells: Sequence[str], program_width: int) -> str:
     time, pid, program, syscall, change, result, tries, path = cells
     return (
-        f"{time:<12} {pid:>7} {program:<{program_width}} {syscall:<7} {change:<10} "
-        f"{result:<6} {tries:<2} {path}"
+        f"{time:<12} {pid:>7} {program:<{program_width}} {syscall:<7} {change:<{_CHANGE}} "
+        f"{result:<{_RESULT}} {tries:<2} {path}"
     )
 
 
@@ -157,30 +181,36 @@ def _result(event: OpenEvent) -> str:
 
 
 def _tallies(
-    title: str, tallies: Iterator[NamedTally], limit: int, out: TextIO, width: int | None
+    title: str, tallies: Iterator[NamedTally], limit: int, out: TextIO, page: _Page
 ) -> None:
     rows = list(islice(tallies, limit))
     if not rows:
         out.write("No open.\n")
         return
-    out.write(_tally_table(rows, title, width) + "\n")
+    out.write(_tally_table(rows, title, page) + "\n")
     if more := sum(1 for _ in tallies):
         out.write(f"{more} more; --limit N shows more.\n")
 
 
-def _tally_table(rows: Sequence[NamedTally], title: str, width: int | None) -> str:
+def _tally_table(rows: Sequence[NamedTally], title: str, page: _Page) -> str:
     numbers = [["OPENS", "CLEARED", "REFUSED", "KEPT", "FAILED"]]
     for _, tally in rows:
         counts = (tally.opens, tally.cleared, tally.still_refused, tally.kept, tally.failed)
         numbers.append([str(count) for count in counts])
     gap = 2
     taken = sum(max(map(len, column)) + gap for column in zip(*numbers, strict=True))
-    room = None if width is None else max(width - taken, _NARROWEST)
+    room = None if page.width is None else max(page.width - taken, _NARROWEST)
     names = [title.upper(), *(shorten(printable(row.name), room) for row in rows)]
     # Headings as a row: tabulate would else make columns wider than need be, and take
     # files called 007 and 1e5 for numbers.
+    paint = page.paint
+    dressed = [[paint.heading(cell) for cell in (*numbers[0], names[0])]]
+    for (opens, cleared, refused, kept, failed), name in zip(numbers[1:], names[1:], strict=True):
+        good = cleared if cleared == "0" else paint.good(cleared)
+        bad = refused if refused == "0" else paint.bad(refused)
+        dressed.append([opens, good, bad, kept, failed, name])
     return tabulate(
-        [[*cells, name] for cells, name in zip(numbers, names, strict=True)],
+        dressed,
         tablefmt="plain",
         colalign=("right",) * len(numbers[0]) + ("left",),
     )

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 UNKNOWN = "(unknown)"
 _SHORT = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_LONG = {escape: character for character, escape in _SHORT.items()}
 _UNIT = re.compile(
     r"\\(?:[\\nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})|.", re.DOTALL
 )  # fmt: skip
@@ -51,6 +52,26 @@ def _escape(character: str) -> str:
     if code < 0x80:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def unprintable(text: str) -> str:
+    r"""Return the name that `printable` made this of; bytes not UTF-8 as surrogates (PEP 383).
+
+    Raises:
+        ValueError: it never did: a backslash that escapes nothing.
+    """
+    return "".join(map(_unescape, _UNIT.findall(text)))
+
+
+def _unescape(unit: str) -> str:
+    if len(unit) == 1:
+        if unit == "\\":
+            raise ValueError("a backslash that escapes nothing; one that is meant is \\\\")
+        return unit
+    if unit in _LONG:
+        return _LONG[unit]
+    code = int(unit[2:], 16)
+    return chr(code + 0xDC00 if unit[1] == "x" and code >= 0x80 else code)
 
 
 def shorten(text: str, width: int | None) -> str:

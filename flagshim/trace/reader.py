@@ -5,7 +5,7 @@ import json
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import NoneType, TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from flagshim.trace.records import (
     NamedTally,
     Opened,
     Session,
+    Span,
     Tally,
     TracedEvent,
     Trouble,
@@ -29,6 +30,8 @@ _EVENT_COLUMNS = ", ".join(("event.id", "session_id", *OpenEvent._fields))
 _INT, _INT_OR_NONE = (int,), (int, NoneType)
 _TEXT, _TEXT_OR_NONE = (str,), (str, NoneType)
 _NAME, _NAME_OR_NONE = (str, bytes), (str, bytes, NoneType)
+_STEPS = 100_003
+"""Instructions of SQLite's virtual machine between two ticks, about a millisecond."""
 _NAME_A_TRACE = "name a file that flagshim wrote"
 
 _Kinds = tuple[tuple[type, ...], ...]
@@ -54,13 +57,16 @@ class TraceReader:
 
     Args:
         path: the trace.
+        tick: called now and then while SQLite is at work.
 
     Raises:
         FlagshimError: the file is not a trace that can be read. Every method raises
             it too, also in the middle of an iteration: damage shows where it is.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], tick: Callable[[], None] | None = None
+    ) -> None:
         self.path = os.fspath(path)
         self._file = os.path.realpath(self.path)
         self._status = _regular_file(self.path)
@@ -70,6 +76,8 @@ class TraceReader:
             self._connection = _connect(self._file, self._immutable)
         except sqlite3.DatabaseError as error:
             raise self._refusal(error) from error
+        if tick is not None:
+            self._connection.set_progress_handler(tick, _STEPS)
         try:
             self._begin()
         except BaseException:
@@ -146,20 +154,25 @@ class TraceReader:
         return self._rows(query, tuple(kinds.values()))
 
     def events(
-        self, since_ns: int | None = None, limit: int | None = None
+        self,
+        since_ns: int | None = None,
+        limit: int | None = None,
+        refused_first: bool = False,
     ) -> Iterator[TracedEvent]:
         """The newest `limit` events (None: all) in the order of time, one after another.
 
         Args:
             since_ns: leave out what was seen before, in nanoseconds since the epoch.
             limit: at least 1.
+            refused_first: leave out refused ones only where even they are more than `limit`.
         """
         machines = {session.id: session.machine for session in self.sessions()}
         query = f"SELECT {_EVENT_COLUMNS} FROM event WHERE {_SINCE}"
         if limit is None:
             query += " ORDER BY time_ns, id LIMIT ?2"
         else:
-            query += " ORDER BY time_ns DESC, id DESC LIMIT ?2"
+            first = f"{sums.REFUSED} DESC, " if refused_first else ""
+            query += f" ORDER BY {first}time_ns DESC, id DESC LIMIT ?2"
             query = f"SELECT * FROM ({query}) ORDER BY time_ns, id"
         for row in self._rows(query, _EVENT_KINDS, since_ns, _limit(limit)):
             machine = machines.get(row[1])
@@ -225,6 +238,26 @@ class TraceReader:
         for session_id, *trouble in self._rows(query, (_INT, _INT, _TEXT)):
             found.setdefault(session_id, []).append(Trouble(*trouble))
         return found
+
+    def timeline(self, since_ns: int | None, start_ns: int, width_ns: int) -> list[Span]:
+        """Events counted by time, for spans in which there were any; dropped ones are in none.
+
+        Args:
+            since_ns: leave out what was seen before, in nanoseconds since the epoch.
+            start_ns: when the first span begins; nothing may have been before.
+            width_ns: how long a span is, at least 1.
+        """
+        kinds = (_INT,) * len(Span._fields)
+        rows = self._rows(sums.TIMELINE, kinds, since_ns, start_ns, width_ns)
+        return [Span(*row) for row in rows]
+
+    def count(self, since_ns: int | None = None) -> tuple[int, int, int]:
+        """Return how many events there are, and the time of the first and last; 0 if none."""
+        query = f"""
+            SELECT count(*), coalesce(min(time_ns), 0), coalesce(max(time_ns), 0)
+            FROM event WHERE {_SINCE}"""
+        (row,) = self._rows(query, (_INT,) * 3, since_ns)
+        return row[0], row[1], row[2]
 
     def _by(self, name: str, since_ns: int | None, limit: int | None) -> Iterator[NamedTally]:
         query = f"""

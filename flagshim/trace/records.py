@@ -34,6 +34,14 @@ class Session:
     lost: int
     """Calls looked at that are not among the events."""
 
+    def missing(self, tally: "Tally") -> int:
+        """Return how many calls were looked at of which the trace does not say what came.
+
+        Args:
+            tally: of all its events.
+        """
+        return max(self.lost, self.seen - tally.opens)
+
 
 @dataclass(frozen=True)
 class BlindSpot:
@@ -100,6 +108,20 @@ class Opened(NamedTuple):
     def refused(self) -> int:
         """Opens that the kernel refused in the end, whether a flag was cleared or not."""
         return self.tally.still_refused + self.denied
+
+
+class Span(NamedTuple):
+    """Events that were seen in one span of time, counted by what came of them."""
+
+    number: int
+    """Of the span, from 0."""
+    rewritten: int
+    refused: int
+    """In the end, whether a flag was cleared or not."""
+    failed: int
+    """In another way, whether a flag was cleared or not."""
+    kept: int
+    """Allowed as asked."""
 
 
 class NamedTally(NamedTuple):

@@ -30,7 +30,7 @@ _COUNTS = {
 }
 """Columns of such sums, which `dropped` has too, and how they come from events."""
 
-REFUSED = f"({_OUTCOME}) IN (1, 4)"
+REFUSED = f"(({_OUTCOME}) IN (1, 4))"
 """Whether the kernel refused an event's call in the end."""
 
 
@@ -61,6 +61,14 @@ def create(table: str) -> tuple[str, str]:
         SELECT session_id, program, nullif(rule, ''), nullif(path, x''), {", ".join(_COUNTS)}
         FROM dropped WHERE ?1 IS NULL OR first_ns >= ?1""",
     )
+
+
+TIMELINE = f"""
+    SELECT bin, sum(outcome = 0), sum(outcome IN (1, 4)), sum(outcome IN (2, 5)), sum(outcome = 3)
+    FROM (SELECT (time_ns - ?2) / ?3 AS bin, {_OUTCOME} AS outcome
+          FROM event WHERE ?1 IS NULL OR time_ns >= ?1 LIMIT -1)
+    GROUP BY bin"""
+"""Events counted by time: ?1 since when, or NULL; ?2 when bin 0 begins; ?3 how long a bin is."""
 
 
 def _total(column: str) -> str:

@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 from tests.unit.reportrunner import process, run
@@ -31,7 +32,7 @@ def on_terminal(columns: int, *arguments) -> str:
             except OSError:  # EIO: nobody has the other side open
                 break
     os.close(main)
-    return output.decode().replace("\r\n", "\n")
+    return click.unstyle(output.decode().replace("\r\n", "\n"))
 
 
 def long_names(path) -> Path:
