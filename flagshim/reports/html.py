@@ -24,8 +24,9 @@ from flagshim.reports.notes import SessionNotes
 from flagshim.reports.pathtree import PathTree, effects
 from flagshim.reports.text import command_line, exit_status, printable, shorten
 from flagshim.reports.view import Selection
+from flagshim.trace.events import Decision, OpenEvent
 from flagshim.trace.reader import TraceReader
-from flagshim.trace.records import Session, TracedEvent
+from flagshim.trace.records import Name, Session, TracedEvent
 
 LIMIT = 100_000
 """Events in the page if nobody says how many; those refused go before others, then the newest."""
@@ -179,6 +180,7 @@ class _Events:
     def __init__(self, start_ns: int) -> None:
         self._start_ns = start_ns
         self._names: dict[str, int] = {}
+        self._known: dict[Name, int] = {}
 
     def taken(self, events: Iterator[TracedEvent], count: int) -> _Object:
         """Return the events as columns.
@@ -200,37 +202,37 @@ class _Events:
 
     def _row(self, traced: TracedEvent) -> tuple[int | None, ...]:
         event = traced.event
-        cleared = event.flags_before != event.flags_after
-        refused = event.errno in ("EPERM", "EACCES") or (cleared and event.errno == "EINVAL")
-        effect = (
-            "refused"
-            if refused
-            else "failed"
-            if event.errno
-            else "rewritten"
-            if cleared
-            else "kept"
-        )
-        result = event.errno or ("?" if event.fd is None else str(event.fd))
         name = self._name
         return (
             (event.time_ns - self._start_ns) // 1000,
             traced.session_id,
             event.pid,
             event.tid,
-            name(printable(event.program)),
-            name(printable(event.syscall)),
+            name(event.program),
+            name(event.syscall),
             name(flags.change(event.flags_before, event.flags_after, traced.machine)),
-            name(printable(result)),
-            name(effect),
+            name(event.errno or ("?" if event.fd is None else str(event.fd))),
+            name(_effect(event)),
             event.tries,
-            name(printable(event.path if event.resolved is None else event.resolved)),
-            name(printable(event.path)),
-            name(printable(event.rule) if event.rule else "-"),
-            name(printable(event.reason)),
+            name(event.path if event.resolved is None else event.resolved),
+            name(event.path),
+            name(event.rule or "-"),
+            name(event.reason),
             event.owner_uid,
             event.fsuid,
         )
 
-    def _name(self, text: str) -> int:
-        return self._names.setdefault(text, len(self._names))
+    def _name(self, name: Name) -> int:
+        at = self._known.get(name)
+        if at is None:
+            at = self._names.setdefault(printable(name), len(self._names))
+            self._known[name] = at
+        return at
+
+
+def _effect(event: OpenEvent) -> str:
+    cleared = event.decision == Decision.CLEARED
+    if event.errno is None:
+        return "rewritten" if cleared else "kept"
+    refused = event.errno in ("EPERM", "EACCES") or (cleared and event.errno == "EINVAL")
+    return "refused" if refused else "failed"

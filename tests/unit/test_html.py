@@ -177,7 +177,9 @@ def test_tree_has_the_sums_and_leads_to_the_opens(tmp_path: Path, browser: Brows
         page.locator("#paths .tabulator-row", has_text="/a").first.locator(
             ".tabulator-data-tree-control"
         ).click()
-        page.wait_for_function("document.querySelectorAll('#paths .tabulator-row').length === 8")
+        page.wait_for_function(
+            "() => document.querySelectorAll('#paths .tabulator-row').length === 8"
+        )
         page.locator("#paths .tabulator-row", has_text="/b c/z").click()
         assert page.input_value("#search") == "/srv/b c/z"
         matches(page, "5 of 12")
