@@ -1,16 +1,19 @@
 """What becomes of a report on its way out: terminals, pipes, full disks."""
 
+import contextlib
 import json
 import os
 import pty
 import re
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
 import pytest
 
-from tests.unit.reportrunner import process, run
+from tests.unit.reportrunner import ROOT, process, run
 from tests.unit.tracebuilder import OPEN, START, STILL_REFUSED, Trace, small
 
 
@@ -118,3 +121,110 @@ def test_damage_after_the_first_rows_is_said(tmp_path):
     assert error.startswith("flagshim: ")
     assert "damaged" in error
     assert len(error.splitlines()) == 1
+
+
+# --- colour and progress ----------------------------------------------------------------
+
+IMPATIENT = """
+import sys
+from flagshim.cli import main, output
+from flagshim.trace import reader
+output.Progress._FIRST_S = output.Progress._EVERY_S = 0
+reader._STEPS = 1009
+main()
+"""
+
+
+def drained(descriptor: int) -> str:
+    text = b""
+    with contextlib.suppress(OSError):  # EIO: nobody has the terminal open any more
+        while part := os.read(descriptor, 65536):
+            text += part
+    os.close(descriptor)
+    return text.decode().replace("\r\n", "\n")
+
+
+def terminals(*arguments: object, out: bool, err: bool, **environment: str) -> tuple[str, str]:
+    """What is written on standard output and on stderr, each a terminal or a pipe."""
+    ends = [pty.openpty() if wanted else os.pipe() for wanted in (out, err)]
+    command = [sys.executable, "-c", IMPATIENT, *map(os.fspath, arguments)]
+    variables = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
+    variables |= {"TERM": "xterm", "COLUMNS": "200", **environment}
+    with subprocess.Popen(command, stdout=ends[0][1], stderr=ends[1][1], cwd=ROOT, env=variables):
+        for _, theirs in ends:
+            os.close(theirs)
+        with ThreadPoolExecutor() as readers:  # at once: a terminal holds four kilobytes
+            out_text, err_text = readers.map(drained, [ours for ours, _ in ends])
+    return out_text, err_text
+
+
+@pytest.mark.parametrize("view", ["summary", "events", "paths"])
+def test_colour_on_a_terminal_and_the_same_words_without(tmp_path, view):
+    arguments = ("report", small(tmp_path / "t.db"), "--view", view)
+    plain, _ = terminals(*arguments, out=False, err=False)
+    assert "\x1b" not in plain
+    dressed, _ = terminals(*arguments, out=True, err=False)
+    assert "\x1b[31m" in dressed
+    assert "\x1b[32m" in dressed
+    assert click.unstyle(dressed) == plain
+    always, _ = terminals(*arguments, "--color", "always", out=False, err=False, NO_COLOR="1")
+    assert always == dressed
+    for options, variables in (
+        (("--color", "never"), {}),
+        ((), {"NO_COLOR": "1"}),
+        ((), {"TERM": "dumb"}),
+    ):
+        shown, _ = terminals(*arguments, *options, out=True, err=False, **variables)
+        assert shown == plain
+    assert terminals(*arguments, out=True, err=False, NO_COLOR="")[0] == dressed
+
+
+def test_colour_of_doctor():
+    for options, coloured in (((), False), (("--color", "always"), True)):
+        shown, _ = terminals("doctor", *options, out=False, err=False)
+        assert ("\x1b[32mworks\x1b[0m" in re.sub(" +", "", shown)) == coloured
+    assert "\x1b" not in terminals("doctor", out=True, err=False, NO_COLOR="1")[0]
+
+
+def some_thousand(path: Path) -> Path:
+    trace = Trace(path)
+    trace.session()
+    trace.events(OPEN._replace(time_ns=START + n, resolved=f"/{n}") for n in range(10_007))
+    return trace.close()
+
+
+@pytest.mark.parametrize("format_", ["table", "json", "html", "junit"])
+def test_progress_is_for_who_looks(tmp_path, format_):
+    trace = some_thousand(tmp_path / "t.db")
+    arguments = ("report", trace, "--format", format_)
+    out, err = terminals(*arguments, out=False, err=True)
+    assert f"\r\x1b[Kflagshim: reading {trace}, 0 s" in err
+    assert err.endswith("\r\x1b[K")
+    assert "\x1b" not in out
+    for variables in ({}, {"TERM": "dumb"}):
+        plain, err = terminals(*arguments, out=False, err=bool(variables), **variables)
+        assert err == ""
+        if format_ != "html":  # which says when it was made
+            assert plain == out
+
+
+@pytest.mark.parametrize("view", ["summary", "events"])
+def test_progress_makes_room_for_the_output(tmp_path, view):
+    main, terminal = pty.openpty()
+    command = [sys.executable, "-c", IMPATIENT, "report", some_thousand(tmp_path / "t.db"),
+               "--view", view, "--limit", "7"]  # fmt: skip
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, cwd=ROOT):
+        os.close(terminal)
+        text = drained(main)
+    before, after = text.rsplit("\r\x1b[K", 1)
+    assert "flagshim: reading" in before
+    assert "\n" not in before
+    assert "flagshim: reading" not in after
+    assert after.count("\n") > 7
+
+
+def test_progress_of_what_is_read_for_a_gate(tmp_path):
+    trace = some_thousand(tmp_path / "t.db")
+    out, err = terminals("report", trace, "--fail-on", "rewrites", out=False, err=True)
+    assert err.rsplit("\r\x1b[K", 1)[1] == "flagshim: gate failed: rewrites > 0 (10007)\n"
+    assert "gate" not in out
