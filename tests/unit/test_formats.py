@@ -257,6 +257,14 @@ def test_github_annotations_and_step_summary(tmp_path: Path, evil: Path) -> None
     assert len(summary.read_bytes()) < 1 << 20
 
 
+def test_github_takes_a_percent_sign_for_itself(tmp_path: Path) -> None:
+    trace = Trace(tmp_path / "t.db")
+    trace.session()
+    trace.event(resolved="/%0A::error::x")
+    out = flagshim("report", trace.close(), "--format", "github", GITHUB_STEP_SUMMARY="").stdout
+    assert " opened /%250A::error::x (1x)" in out
+
+
 def test_github_shows_ten_of_a_level_and_counts_the_rest(tmp_path: Path) -> None:
     trace = Trace(tmp_path / "t.db")
     trace.session()

@@ -82,6 +82,26 @@ def many(path: Path, count: int) -> Path:
     return trace.close()
 
 
+REFUSED = {False: (198, 47, 75), True: (255, 114, 137)}
+"""--refused of page.css, light and dark."""
+
+
+def columns(page: Page, color: tuple[int, int, int]) -> list[int]:
+    """In how many columns of the timeline a colour is, how many there are, and the first."""
+    return page.evaluate(
+        """(wanted) => {
+            const canvas = document.querySelector("#timeline canvas");
+            const { width, height } = canvas;
+            const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+            const found = new Set();
+            for (let i = 0; i < data.length; i += 4)
+              if (wanted.every((part, at) => data[i + at] === part)) found.add(i / 4 % width);
+            return [found.size, width, Math.min(...found)];
+        }""",
+        list(color),
+    )
+
+
 def matches(page: Page, text: str) -> None:
     page.wait_for_function("text => document.querySelector('#matches').textContent === text",
                            arg=text)  # fmt: skip
@@ -132,16 +152,7 @@ def test_timeline_draws_and_a_drag_sifts(tmp_path: Path, browser: Browser) -> No
         trace.events(OPEN._replace(time_ns=START + second * SECOND, **how) for _ in range(5))
     with opened(browser, page_of(trace.close())) as seen:
         page = seen.page
-        refused = page.evaluate("""() => {
-            const canvas = document.querySelector("#timeline canvas");
-            const wanted = [198, 47, 75];
-            const { width, height } = canvas;
-            const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
-            const columns = new Set();
-            for (let i = 0; i < data.length; i += 4)
-              if (wanted.every((part, at) => data[i + at] === part)) columns.add(i / 4 % width);
-            return [columns.size, width, Math.min(...columns)];
-        }""")
+        refused = columns(page, REFUSED[False])
         assert 0 < refused[0] < refused[1] / 50
         assert 0.4 < refused[2] / refused[1] < 0.6
         box = page.locator("#timeline .u-over").bounding_box()
@@ -215,6 +226,8 @@ def test_dark_and_light(tmp_path: Path, browser: Browser) -> None:
                     fore = brightness(seen.page, place, "color")
                     assert (back < fore) == turn, (scheme, place, back, fore)
                     assert abs(back - fore) > 0.6, (scheme, place)
+                tones = {tone: columns(seen.page, tone)[0] for tone in REFUSED.values()}
+                assert (tones[REFUSED[turn]] > 0, tones[REFUSED[not turn]]) == (True, 0)
                 seen.page.click("#theme")
 
 
