@@ -16,6 +16,7 @@ _NAME = (str, bytes)
 _DROPPED: dict[str, tuple[type, ...]] = {
     "session_id": (int,),
     "program": _NAME,
+    "rule": (str,),
     "path": _NAME,
     **dict.fromkeys(Tally._fields, (int,)),
 }
@@ -27,7 +28,7 @@ class Kind(StrEnum):
     SESSION = "session"
     OPEN = "open"
     DROPPED = "dropped"
-    """Opens of one file by one program that are only counted (`--keep`)."""
+    """Opens of one file by one program under one rule that are only counted (`--keep`)."""
     BLIND_SPOT = "blind_spot"
     TROUBLE = "trouble"
 
@@ -77,11 +78,11 @@ def records(reader: TraceReader) -> Iterator[Record]:
             yield Record(Kind.BLIND_SPOT, source, started, members)
         for trouble in troubles.get(session.id, ()):
             yield Record(Kind.TROUBLE, source, trouble.time_ns, {"text": trouble.text})
-    for session_id, program, path, *counted in reader.rows("dropped", _DROPPED):
+    for session_id, program, rule, path, *counted in reader.rows("dropped", _DROPPED):
         tally = Tally(*counted)
         counts = {"count": tally.opens, **tally._asdict()}
         del counts["opens"]
-        members = {"program": program, "resolved": path or None, **counts}
+        members = {"program": program, "rule": rule or None, "resolved": path or None, **counts}
         if session_id in sources:
             yield Record(Kind.DROPPED, sources[session_id], tally.first_ns, members)
     for traced in reader.events():

@@ -42,7 +42,8 @@ def rich(path: Path, host: str = "builder", opens: int = 1) -> Path:
     trace.db.execute("INSERT INTO label VALUES (1, 'cicd.pipeline.name', 'nightly')")
     trace.db.execute("INSERT INTO trouble VALUES (1, ?, 'disk full')", (START + 3,))
     trace.db.execute(
-        "INSERT INTO dropped VALUES (1, 'qemu', '/nix/store/old', 13, 11, 2, 2, 1, ?, ?)",
+        "INSERT INTO dropped VALUES"
+        " (1, 'qemu', 'noatime', '/nix/store/old', 13, 11, 2, 2, 1, 1, 0, ?, ?)",
         (START - 5, START - 4),
     )
     return trace.close()
