@@ -76,6 +76,13 @@ def _same_mounts(tid: int, mount_namespace: str) -> bool:
         return False
 
 
+def has_capabilities(*numbers: int) -> bool:
+    """Tell whether capabilities(7) are effective for this process, all of them."""
+    with open("/proc/self/status", "rb") as file:
+        effective = int(_field(file.read(), b"\nCapEff:"), 16)
+    return all(effective >> number & 1 for number in numbers)
+
+
 def _field(status: bytes, name: bytes) -> bytes:
     start = status.index(name) + len(name)
     return status[start : status.index(b"\n", start)]

@@ -5,9 +5,10 @@ errno, so a vanished thread is ProcessLookupError) and imports nothing of the pr
 """
 
 import ctypes
+import fcntl
 import os
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from ptrace.binding.func import (
     PTRACE_CONT,
@@ -299,6 +300,7 @@ _RESOLVE_CACHED = 0x20
 _O_PATH = os.O_PATH
 _O_CLOEXEC = os.O_CLOEXEC
 _AT_EMPTY_PATH = 0x1000
+_AT_SYMLINK_NOFOLLOW = 0x100
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_UID = 0x8
 _syscall = _function(
@@ -464,3 +466,97 @@ def libseccomp_version() -> str:
     library.seccomp_version.restype = ctypes.POINTER(_ScmpVersion)
     version = library.seccomp_version().contents
     return f"{version.major}.{version.minor}.{version.micro}"
+
+
+# --- for BPF programs -----------------------------------------------------------------
+
+_CLONE_NEWNS = 0x20000
+_MS_REC, _MS_SLAVE = 0x4000, 0x80000
+_unshare = _function("unshare", ctypes.c_int, restype=ctypes.c_int)
+_mount = _function(
+    "mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p,
+    restype=ctypes.c_int,
+)  # fmt: skip
+
+
+def mount_tracefs_privately(target: str) -> None:
+    """Mount tracefs in a mount namespace of our own, which children made later share.
+
+    What others mount still reaches us (mount_namespaces(7), MS_SLAVE), ours reaches nobody.
+    """
+    if _unshare(_CLONE_NEWNS) != 0 or _mount(None, b"/", None, _MS_REC | _MS_SLAVE, None) != 0:
+        raise _failure()
+    if _mount(b"tracefs", target.encode(), b"tracefs", 0, None) != 0:
+        raise _failure(target)
+
+
+def memory_at(address: int, size: int) -> bytes:
+    """Copy `size` bytes of our own memory that a C library points to."""
+    return ctypes.string_at(address, size)
+
+
+_NR_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+_PERF_FLAG_FD_CLOEXEC = 8
+_PERF_EVENT_IOC_SET_BPF = 0x40042408
+_PERF_TYPE_TRACEPOINT = 2
+_PERF_ATTR_INHERIT = 2
+# struct perf_event_attr up to PERF_ATTR_SIZE_VER5, linux/perf_event.h: type, size, config, three
+# of no interest here, flags.
+_perf_event_attr = struct.Struct("=IIQQQQQ64x")
+
+
+def open_event(event: int, pid: int, inherit: bool) -> int:
+    """Have a trace event happen in a process: perf_event_open(2).
+
+    At a uprobe that puts the breakpoint into the memory of the process, and of nobody else.
+    (Not by the uprobe PMU: for each child that reads the name of the file anew, from the memory
+    of the process that forks, and fails the fork.)
+
+    Args:
+        event: its ID in tracefs.
+        pid: the process.
+        inherit: whether it is also for processes that come of it.
+
+    Returns:
+        A descriptor; closing it undoes it.
+    """
+    attr = _perf_event_attr.pack(
+        _PERF_TYPE_TRACEPOINT, _perf_event_attr.size, event, 0, 0, 0, _PERF_ATTR_INHERIT * inherit
+    )
+    number = _NR_PERF_EVENT_OPEN[os.uname().machine]
+    return raw_syscall(number, attr, pid, -1, -1, _PERF_FLAG_FD_CLOEXEC)
+
+
+def run_at_event(fd: int, program: int) -> None:
+    """Run a loaded BPF program wherever the trace event of `fd` happens, until that is closed."""
+    fcntl.ioctl(fd, _PERF_EVENT_IOC_SET_BPF, program)
+
+
+# --- for diagnosis ----------------------------------------------------------------------
+
+_STATX_MNT_ID = 0x1000
+_STATX_ATTRIBUTES = {0x10: "immutable", 0x20: "append-only", 0x100000: "fs-verity"}
+# struct statx, linux/stat.h: stx_attributes, stx_uid, stx_dev_minor, stx_mnt_id (Linux 5.8)
+_statx_inode = struct.Struct("=8xQ4xI116xIQ").unpack_from
+
+
+class Inode(NamedTuple):
+    """What statx(2) tells of a file."""
+
+    owner: int
+    attributes: frozenset[str]
+    """immutable, append-only, fs-verity."""
+    device_minor: int
+    """Of its filesystem; for FUSE the number of the connection."""
+    mount_id: int
+    """As the first column of /proc/PID/mountinfo; 0 before Linux 5.8."""
+
+
+def inode_of(path: bytes, follow: bool) -> Inode:
+    """Look at a file, with what its filesystem last told where that will do."""
+    flags = _AT_STATX_DONT_SYNC | (0 if follow else _AT_SYMLINK_NOFOLLOW)
+    if _statx(AT_FDCWD, path, flags, _STATX_UID | _STATX_MNT_ID, _statx_buffer_at) < 0:
+        raise _failure()
+    attributes, owner_uid, minor, mount_id = _statx_inode(_statx_buffer)
+    names = frozenset(name for bit, name in _STATX_ATTRIBUTES.items() if attributes & bit)
+    return Inode(owner_uid, names, minor, mount_id)

@@ -61,11 +61,11 @@ def supervise(argv: Sequence[str], how: Supervision, user: User | None = None) -
     Raises:
         FlagshimError: CMD or the trace is unusable; CMD has not run then.
     """
-    _check_command(argv[0])
+    check_command(argv[0])
     handed_on = descriptors.inherited()
     command = command_for(argv, filter_for(how.policy), user)
     stops = Stops()
-    session = _begin(argv, how, PtraceEngine.name, _uid(user))
+    session = begin(argv, how, PtraceEngine.name, uid_of(user))
     post = take_post(how, session, say)
     tell("begin", session=session.id)
     try:
@@ -75,7 +75,7 @@ def supervise(argv: Sequence[str], how: Supervision, user: User | None = None) -
         raise
     exit_status = os.waitstatus_to_exitcode(status)
     post.leave(exit_status)
-    return _outcome(exit_status, post.writer, session)
+    return outcome_of(exit_status, post.writer, session)
 
 
 def become(argv: Sequence[str], how: Supervision, user: User | None = None) -> NoReturn:
@@ -92,8 +92,8 @@ def become(argv: Sequence[str], how: Supervision, user: User | None = None) -> N
     Raises:
         FlagshimError: CMD or the trace is unusable; CMD has not run then.
     """
-    _check_command(argv[0])
-    session = _begin(argv, how, PtraceEngine.name, _uid(user))
+    check_command(argv[0])
+    session = begin(argv, how, PtraceEngine.name, uid_of(user))
 
     def serve(pid: int, report: int, start: Callable[[], None]) -> None:
         stops = Stops()
@@ -127,7 +127,7 @@ def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
     """
     target = _find_target(pid, how)
     stops = Stops()
-    session = _begin(target.argv, how, AttachEngine.name, target.uid)
+    session = begin(target.argv, how, AttachEngine.name, target.uid)
     writer = TraceWriter(session, say, how.keep)
     engine = AttachEngine(how.policy, writer)
     try:
@@ -141,7 +141,7 @@ def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
             f"with the flag fail with ENOSYS now; flagshim attach {pid} serves it again"
         )
     writer.close(None)
-    return _outcome(0, writer, session)
+    return outcome_of(0, writer, session)
 
 
 def attach_for_good(pid: int, how: Supervision) -> int:
@@ -162,7 +162,7 @@ def attach_for_good(pid: int, how: Supervision) -> int:
     """
     target = _find_target(pid, how)
     check_injectable(pid)
-    session = _begin(target.argv, how, f"{PtraceEngine.name} injected", target.uid)
+    session = begin(target.argv, how, f"{PtraceEngine.name} injected", target.uid)
 
     def work(start: Callable[[], None]) -> None:
         tids: set[int] = set()
@@ -191,7 +191,8 @@ def attach_for_good(pid: int, how: Supervision) -> int:
         raise
 
 
-def _outcome(exit_status: int, writer: TraceWriter, session: Session) -> Outcome:
+def outcome_of(exit_status: int, writer: TraceWriter, session: Session) -> Outcome:
+    """Sum up what a writer, closed by now, was given."""
     counts = (writer.seen, writer.cleared, writer.still_refused, writer.lost)
     return Outcome(exit_status, *counts, writer.trouble, session.id)
 
@@ -205,11 +206,12 @@ def _find_target(pid: int, how: Supervision) -> Target:
     return target
 
 
-def _uid(user: User | None) -> int:
+def uid_of(user: User | None) -> int:
+    """Return whom a command is run as."""
     return user.uid if user else os.getuid()
 
 
-def _begin(argv: Sequence[str], how: Supervision, engine: str, uid: int) -> Session:
+def begin(argv: Sequence[str], how: Supervision, engine: str, uid: int) -> Session:
     """Add a session to a trace, made if missing, and show up in ps(1) as who we are."""
     set_name("flagshim")
     if os.readlink("/proc/self") != str(os.getpid()):
@@ -225,7 +227,7 @@ def _say_in_syslog(text: str) -> None:
     syslog.syslog(syslog.LOG_WARNING, text)
 
 
-def _check_command(command: str) -> None:
+def check_command(command: str) -> None:
     """Find the everyday mistakes before a trace is made; exec(2) finds the others."""
     found = shutil.which(command, os.F_OK) or os.path.isdir(command)
     if not command or not found:

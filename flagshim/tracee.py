@@ -124,6 +124,16 @@ def has_ended(tid: int) -> bool:
         return True
 
 
+def is_alive(pid: int) -> bool:
+    """Tell whether a process has a thread that runs, though its leader may have ended."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            fields = dict(line.split(b":", 1) for line in file)
+    except OSError:
+        return False
+    return fields[b"State"].split()[0] not in (b"Z", b"X") or int(fields[b"Threads"]) > 1
+
+
 def thread_group(tid: int) -> int:
     """Return the process that a thread belongs to.
 

@@ -51,8 +51,12 @@ class Target(NamedTuple):
     argv: list[str]
 
 
-def find_target(pid: int) -> Target:
+def find_target(pid: int, may_be_traced: bool = False) -> Target:
     """Look at a process that is to be attached to.
+
+    Args:
+        pid: its ID.
+        may_be_traced: whether another tracer is no hindrance.
 
     Raises:
         FlagshimError: there is none, or it is one that cannot be traced, and why.
@@ -74,7 +78,7 @@ def find_target(pid: int) -> Target:
     if pid == os.getpid():
         raise FlagshimError(f"{pid} is flagshim itself", "name another process")
     tracer = int(status["TracerPid"])
-    if tracer:
+    if tracer and not may_be_traced:
         by = os.fsdecode(tracee.comm(tracer))
         raise FlagshimError(
             f"process {pid} ({name}) is traced already, by {by} (PID {tracer})",

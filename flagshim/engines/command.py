@@ -63,8 +63,8 @@ class Command:
     argv: list[bytes]
     environment: list[bytes]
     """As we were started with it, byte for byte."""
-    filter: bytes
-    """What `build_filter` returned."""
+    filter: bytes | None
+    """What `build_filter` returned; None for an engine without one."""
     user: User | None
     """Whom to become; None for nobody else."""
     signal_mask: set[int | signal.Signals]
@@ -86,7 +86,8 @@ class Command:
         stage = _FILTER
         try:
             _restore_signals(self.signal_mask, self.chld_ignored)
-            _install(self.filter)
+            if self.filter is not None:
+                _install(self.filter)
             stage = _USER
             if self.user is not None:
                 os.initgroups(self.user.name, self.user.gid)
@@ -108,7 +109,7 @@ class Command:
         return command_failure(os.fsdecode(self.argv[0]), reason.number)
 
 
-def command_for(argv: Sequence[str], filter_program: bytes, user: User | None) -> Command:
+def command_for(argv: Sequence[str], filter_program: bytes | None, user: User | None) -> Command:
     """Return a command that finds things as this process was started with them."""
     return Command(
         [os.fsencode(word) for word in argv],

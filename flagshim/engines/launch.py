@@ -9,7 +9,7 @@ from flagshim.linux import ptrace_seize
 
 
 class Child:
-    """A process that waits, seized, to become CMD."""
+    """A process that waits to become CMD."""
 
     def __init__(self, pid: int, gate: int, report: int) -> None:
         self.pid = pid
@@ -21,6 +21,11 @@ class Child:
         os.write(self._gate, b"x")
         os.close(self._gate)
 
+    def give_up(self) -> None:
+        """Have it end without having become anything, and reap it."""
+        os.close(self._gate)
+        os.waitpid(self.pid, 0)
+
     def not_started(self) -> NotStarted | None:
         """Tell why CMD never started, once the child is gone; None if it did."""
         report = os.read(self._report, REPORT.size)
@@ -28,18 +33,11 @@ class Child:
         return NotStarted(*REPORT.unpack(report)) if report else None
 
 
-def start(command: Command, options: int) -> Child:
-    """Fork a child, seize it, and have it wait for `Child.release`.
+def fork_waiting(command: Command) -> Child:
+    """Fork a child that waits for `Child.release`, and exits if that never comes.
 
     fork and exec, not subprocess.Popen: that would close descriptors CMD was given, and
     QEMU is often given some.
-
-    Args:
-        command: what the child is to become.
-        options: PTRACE_O_*.
-
-    Raises:
-        FlagshimError: the child could not be traced.
     """
     gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
@@ -56,16 +54,29 @@ def start(command: Command, options: int) -> Child:
             os._exit(0)
     os.close(gate_read)
     os.close(report_write)
+    return Child(pid, gate_write, report_read)
+
+
+def start(command: Command, options: int) -> Child:
+    """Fork a child, seize it, and have it wait for `Child.release`.
+
+    Args:
+        command: what the child is to become.
+        options: PTRACE_O_*.
+
+    Raises:
+        FlagshimError: the child could not be traced.
+    """
+    child = fork_waiting(command)
     try:
-        ptrace_seize(pid, options)
+        ptrace_seize(child.pid, options)
     except OSError as error:
-        os.close(gate_write)
-        os.waitpid(pid, 0)
+        child.give_up()
         raise FlagshimError(
             f"cannot trace a child of our own: {error.strerror}{_tracer_of_ours()}",
             "see flagshim doctor",
         ) from None
-    return Child(pid, gate_write, report_read)
+    return child
 
 
 def _tracer_of_ours() -> str:

@@ -24,6 +24,12 @@ class Reason(StrEnum):
     FAILED = "failed for another reason"
     """The call failed as asked, and not in the way that a rule answers to."""
     NO_RULE = "no rule matches"
+    OUT_OF_REACH = "out of the engine's reach"
+    """A rule matches, but the call did not come by the way that the bpf engine looks at."""
+    NOT_BEGUN = "refused before it began"
+    """Only watched, and the kernel never began it: a seccomp filter was asked before."""
+    WATCHED = "only watched"
+    """Nobody meant to change it."""
 
 
 class OpenEvent(NamedTuple):

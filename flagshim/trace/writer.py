@@ -60,6 +60,7 @@ class TraceWriter:
         """What kept events from the trace, once `close` has returned."""
         self._told_seen = 0
         self._told_lost = 0
+        self._lost_because = ""
         self._blind_spots: Counter[tuple[str, str | bytes]] = Counter()
         self._troubles: list[tuple[int, str]] = []
         self._events: list[tuple[object, ...]] = []
@@ -73,12 +74,12 @@ class TraceWriter:
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         gc.freeze()  # so that the keeper's collector does not copy the pages it shares with us
         try:
-            self._pid = os.fork()
+            self.keeper_pid = os.fork()
         except OSError:
             if not without:
                 raise
-            self._pid, self._broken = -1, True
-        if self._pid == 0:
+            self.keeper_pid, self._broken = -1, True
+        if self.keeper_pid == 0:
             keep(session, bound, read_end, reply_end, say)
         os.close(read_end)
         os.close(reply_end)
@@ -100,13 +101,20 @@ class TraceWriter:
             self._held_since = time.time_ns()
         self._events.append(tuple(event))
 
-    def blind_spot(self, kind: str, program: str | bytes) -> None:
+    def blind_spot(self, kind: str, program: str | bytes, count: int = 1) -> None:
         """Count something that may have opened files unseen."""
-        self._blind_spots[kind, program] += 1
+        self._blind_spots[kind, program] += count
 
     def complain(self, text: str) -> None:
         """Note, in the trace, something that people should know of this session."""
         self._troubles.append((time.time_ns(), text))
+
+    def lose(self, count: int, why: str) -> None:
+        """Count calls that were seen, but of which no event reached us."""
+        self.seen += count
+        self.lost += count
+        self._lost_because = why
+        self.complain(why)
 
     def flush_if_due(self) -> None:
         """Hand on what has been held for long enough."""
@@ -146,11 +154,12 @@ class TraceWriter:
         os.close(self._pipe)
         with open(self._reply, "rb") as reply:
             answer = reply.read()
-        if self._pid > 0:
+        if self.keeper_pid > 0:
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
+                os.waitpid(self.keeper_pid, 0)
         if answer:
             self.lost, self.trouble = marshal.loads(answer)
+            self.trouble = self.trouble or self._lost_because
         else:
             self._mend(exit_status)
 

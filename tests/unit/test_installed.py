@@ -66,7 +66,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in files:
         if (REPOSITORY / file).exists():
             (source / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPOSITORY / file, source / file)
+            shutil.copy2(REPOSITORY / file, source / file, follow_symlinks=False)
     pip = [sys.executable, "-m", "pip", "-q"]
     subprocess.run([*pip, "wheel", "--no-deps", "-w", wheels, source], check=True)
     subprocess.run([sys.executable, "-m", "venv", prefix], check=True)
