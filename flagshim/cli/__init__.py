@@ -10,7 +10,8 @@ from flagshim.cli.output import discard_output
 from flagshim.errors import EXIT_FAILURE, FlagshimError, say
 
 _COMMANDS = (
-    "run", "exec", "wrap", "attach", "report", "baseline", "merge", "export", "doctor",
+    "run", "exec", "wrap", "attach", "watch", "diagnose", "report", "baseline", "merge", "export",
+    "doctor",
 )  # fmt: skip
 
 

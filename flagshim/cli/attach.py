@@ -1,11 +1,11 @@
 """`flagshim attach`."""
 
-import math
 from pathlib import Path
 
 import click
 
-from flagshim.cli.options import report_on, sum_up, trace_option
+from flagshim.cli.engine import bpf_sessions, engine_option, supervision_for
+from flagshim.cli.options import report_on, seconds_option, sum_up, trace_option
 from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.policy import Fate
 from flagshim.errors import FlagshimError, say
@@ -18,8 +18,7 @@ from flagshim.trace.location import new_trace
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: flagshim attach --for 60 $(pidof qemu-system-x86_64)",
 )
-@click.option("--for", "seconds", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True),
-              help="Leave the process after so many seconds. Default: when it ends.")  # fmt: skip
+@seconds_option("when the process ends")
 @click.option("--inject-filter", is_flag=True,
               help="Put flagshim's seccomp filter into the process, so that only its opens stop: "
               "fast, and for good. It can never be taken out, and the process needs a supervisor "
@@ -27,6 +26,7 @@ from flagshim.trace.location import new_trace
               "CAP_SYS_ADMIN, no_new_privs is set, and set-user-ID programs that it starts lose "
               "their privilege.")  # fmt: skip
 @trace_option("a new file")
+@engine_option
 @supervision_options
 @click.argument("pid", type=click.IntRange(min=1))
 def attach(
@@ -34,6 +34,7 @@ def attach(
     seconds: float | None,
     inject_filter: bool,
     trace: Path | None,
+    engine: str,
     asked: Asked,
 ) -> int:
     """Supervise a running process, its threads, and from then on its children.
@@ -45,11 +46,14 @@ def attach(
     Exit status: 0 once it is left or has ended, or is served in the background; 125 if it could
     not be traced.
     """
-    if seconds is not None and math.isnan(seconds):
-        raise FlagshimError("--for nan: not a number of seconds", "as in --for 60")
     if inject_filter and seconds is not None:
         raise FlagshimError(
             "--inject-filter together with --for: the filter stays", "leave one of them out"
+        )
+    if inject_filter and engine != "ptrace":
+        raise FlagshimError(
+            f"--inject-filter together with --engine {engine}: the filter is for ptrace",
+            "leave one of them out",
         )
     if asked.fate == Fate.KILL:
         raise FlagshimError(
@@ -66,5 +70,8 @@ def attach(
         helper = attach_for_good(pid, asked.supervision(file, Fate.CONTINUE))
         say(f"process {pid} is served by process {helper} until it ends; see: {report_on(file)}")
         return 0
-    sum_up(attach_to(pid, asked.supervision(file, Fate.CONTINUE), seconds), file)
+    how = supervision_for(engine, asked, file, Fate.CONTINUE)
+    bpf = bpf_sessions(engine, how)
+    outcome = bpf.attach_bpf(pid, how, seconds) if bpf else attach_to(pid, how, seconds)
+    sum_up(outcome, file)
     return 0

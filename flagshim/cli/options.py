@@ -1,6 +1,7 @@
 """Options that several commands share, and what becomes of them."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -67,6 +68,24 @@ def _complete_command(
         with contextlib.suppress(OSError):
             names |= {name for name in os.listdir(folder) if name.startswith(incomplete)}
     return [CompletionItem(name) for name in sorted(names)]
+
+
+def seconds_option(default: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Return the option --for SECONDS; `default` says what ends the command without it."""
+
+    def checked(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+        if value is not None and not math.isfinite(value):
+            raise FlagshimError(f"--for {value}: not a number of seconds", "as in --for 60")
+        return value
+
+    return click.option(
+        "--for",
+        "seconds",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0, min_open=True),
+        callback=checked,
+        help=f"End after so many seconds. Default: {default}.",
+    )
 
 
 command_argument = click.argument(

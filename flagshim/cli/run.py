@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from flagshim.cli.engine import bpf_sessions, engine_option, supervision_for
 from flagshim.cli.gates import announce, gate_options
 from flagshim.cli.options import (
     COMMAND_SETTINGS,
@@ -20,6 +21,7 @@ from flagshim.cli.options import (
 )
 from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.command import find_user
+from flagshim.engines.policy import Fate
 from flagshim.errors import EXIT_GATE, FlagshimError, say
 from flagshim.gates.judgement import Gate
 from flagshim.session import Outcome, supervise
@@ -33,6 +35,7 @@ from flagshim.trace.reader import TraceReader
 )
 @user_option
 @trace_option("a new file")
+@engine_option
 @supervision_options
 @status_option
 @gate_options
@@ -40,6 +43,7 @@ from flagshim.trace.reader import TraceReader
 def run(
     user: str | None,
     trace: Path | None,
+    engine: str,
     asked: Asked,
     gate: Gate | None,
     cmd: tuple[str, ...],
@@ -57,7 +61,9 @@ def run(
     cmd = command_from(cmd, "flagshim run -- qemu-system-x86_64 …")
     as_user = find_user(user) if user is not None else None
     file = trace or new_trace(cmd[0])
-    outcome = supervise(cmd, asked.supervision(file), as_user)
+    how = supervision_for(engine, asked, file, Fate.KILL)
+    bpf = bpf_sessions(engine, how)
+    outcome = bpf.run_bpf(cmd, how, as_user) if bpf else supervise(cmd, how, as_user)
     sum_up(outcome, file)
     if gate and not _passes(gate, file, outcome):
         return EXIT_GATE

@@ -7,7 +7,7 @@
 import functools
 from collections.abc import Iterable, Iterator
 
-from flagshim.probes import calls, filters, host, noatime, tracing
+from flagshim.probes import bpf, calls, filters, host, noatime, tracing
 from flagshim.probes.finding import Finding, Probe, Status
 from flagshim.probes.trial import TrialError, attempt
 
@@ -18,6 +18,7 @@ __all__ = [
     "Status",
     "examine",
     "missing",
+    "reason_bpf_unavailable",
     "reason_end_to_end_unavailable",
     "reason_i386_unavailable",
     "reason_ptrace_unavailable",
@@ -38,6 +39,11 @@ PROBES: tuple[Probe, ...] = (
     calls.x32,
     calls.io_uring,
     calls.openat2,
+    bpf.privileges,
+    bpf.bcc,
+    bpf.headers,
+    bpf.watch,
+    bpf.rewrite,
     host.container,
     host.cpus,
     host.qemu,
@@ -76,6 +82,13 @@ def reason_seccomp_unavailable() -> str | None:
 def reason_end_to_end_unavailable() -> str | None:
     """Say why no refused open can be shown here to succeed under flagshim; None if one can."""
     finding = noatime.end_to_end()
+    return None if finding.status is Status.WORKS else finding.detail
+
+
+@functools.cache
+def reason_bpf_unavailable() -> str | None:
+    """Say why opens cannot be seen by BPF here; None if they can."""
+    finding = bpf.watch()
     return None if finding.status is Status.WORKS else finding.detail
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from flagshim.probes.trial import TrialError, attempt
+from flagshim.probes.trial import SECONDS, TrialError, attempt
 
 
 class Status(StrEnum):
@@ -58,17 +58,21 @@ class Probe:
     look: Callable[[], Answer]
     needed: bool
     """Whether `flagshim run` cannot work where the answer is "no"."""
+    seconds: float = SECONDS
+    """How long it may take."""
 
     def __call__(self) -> Finding:
         """Ask; whatever happens is a finding."""
         try:
-            status, detail, help_ = attempt(lambda: list(self.look()))
+            status, detail, help_ = attempt(lambda: list(self.look()), self.seconds)
         except TrialError as error:
             worst = Status.NO if self.needed else Status.LIMITED
             return Finding(self.name, worst, f"could not be found out: {error}", error.hint)
         return Finding(self.name, Status(status), detail, help_)
 
 
-def probe(name: str, *, needed: bool = False) -> Callable[[Callable[[], Answer]], Probe]:
+def probe(
+    name: str, *, needed: bool = False, seconds: float = SECONDS
+) -> Callable[[Callable[[], Answer]], Probe]:
     """Make a probe of a function, which is to find out by trying."""
-    return lambda look: Probe(name, look, needed)
+    return lambda look: Probe(name, look, needed, seconds)

@@ -1,0 +1,1 @@
+"""Why opens fail with EPERM, from evidence, and what would help."""
