@@ -24,10 +24,15 @@ class Image:
     initrd: Path
 
 
-def image(wanted: str | None = None) -> Image:
-    """The image for a kernel (see kernel.py), from the cache or built into it."""
+def image(wanted: str | None = None, first: Path = INIT) -> Image:
+    """The image for a kernel (see kernel.py), from the cache or built into it.
+
+    Args:
+        wanted: as for `kernel`.
+        first: what the guest runs as its first program.
+    """
     found = kernel(wanted)
-    init, busybox = INIT.read_bytes(), static_busybox()
+    init, busybox = first.read_bytes(), static_busybox()
     digest = hashlib.sha256(init + busybox).hexdigest()[:16]
     initrd = found.image.parent / f"initrd-{digest}.cpio"
     if not initrd.exists():

@@ -54,6 +54,8 @@ class Guest:
         words: more for the kernel's command line; see `init`.
         serial: where the guest's console goes, as -serial takes it.
         extra: more arguments for QEMU.
+        fsdev: more options for the share.
+        memory: as QEMU's -m takes it.
         timeout: seconds until the guest counts as hung.
     """
 
@@ -68,6 +70,8 @@ class Guest:
     words: tuple[str, ...] = ()
     serial: str = "stdio"
     extra: tuple[str, ...] = ()
+    fsdev: tuple[str, ...] = ()
+    memory: str = "256M"
     timeout: float = TIMEOUT
 
 
@@ -130,21 +134,25 @@ def qemu_command(guest: Guest) -> list[str]:
         *guest.qemu,
         # KVM is left alone: where it is nested it may hang instead of being absent.
         "-accel", "tcg",
-        "-m", "256M",
+        "-m", guest.memory,
         "-nodefaults", "-no-user-config", "-no-reboot",
         "-display", "none",
         "-serial", guest.serial,
         "-kernel", str(guest.image.kernel),
         "-initrd", str(guest.image.initrd),
         "-append", " ".join(words),
-        *(word for tag, folder in shares.items() for word in _share_options(tag, folder)),
+        *(
+            word
+            for tag, folder in shares.items()
+            for word in _share_options(tag, folder, guest.fsdev)
+        ),
         *guest.extra,
     ]  # fmt: skip
 
 
-def _share_options(tag: str, folder: Path) -> tuple[str, ...]:
+def _share_options(tag: str, folder: Path, more: tuple[str, ...]) -> tuple[str, ...]:
     return (
-        "-fsdev", f"local,id={tag},path={_escaped(folder)},security_model=none",
+        "-fsdev", ",".join((f"local,id={tag},path={_escaped(folder)},security_model=none", *more)),
         "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}",
     )  # fmt: skip
 
