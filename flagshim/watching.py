@@ -99,7 +99,10 @@ class Watch:
             ready()
             named = bool(selection.pids) and not (selection.all or selection.cgroup)
             worth_it = observer.any_alive if named else lambda: True
-            wait_until_told(pump, stops, seconds, worth_it, tick)
+            try:
+                wait_until_told(pump, stops, seconds, worth_it, tick)
+            except BrokenPipeError:  # its reader has seen enough; the trace is to be whole
+                pump.show = None
             return self._end(observer, pump, writer, None)
 
     def command(self, argv: Sequence[str], user: User | None, show: Show) -> Watched:

@@ -175,6 +175,24 @@ def test_names_are_escaped_and_the_watch_ends_with_the_process(build: Build, pla
     assert "new\\nline\\x1b[31m" in out
 
 
+def test_a_reader_that_has_seen_enough_ends_it(build: Build, place: Place, tmp_path: Path) -> None:
+    trace = tmp_path / "w.db"
+    with (
+        Asked(build("asked"), str(place.file)) as asked,
+        looking("watch", "-p", str(asked.pid), "-o", str(trace)) as watch,
+    ):
+        asked.ask("openat", 3)
+        assert watch.stdout is not None
+        watch.stdout.readline()
+        watch.stdout.close()
+        asked.ask("openat", 4)
+        assert watch.wait(timeout=SECONDS) == 0
+    ((seen, lost, endless),) = rows(trace, "SELECT seen, lost, ended_ns IS NULL FROM session")
+    assert 3 <= seen <= 7
+    assert (lost, endless) == (0, 0)
+    assert rows(trace, "SELECT count(*) FROM event") == [(seen,)]
+
+
 def test_screen_on_a_terminal(build: Build, place: Place) -> None:
     master, slave = pty.openpty()
     with Asked(build("asked"), str(place.file)) as asked:

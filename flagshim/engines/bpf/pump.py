@@ -35,7 +35,8 @@ class Pump:
         self.observer = observer
         self._translator = translator
         self._writer = writer
-        self._show = show
+        self.show = show
+        """Called with each open; None once nobody wants to know any more."""
         self.seen = 0
         self.out_of_reach = 0
         self.misses: Counter[str] = Counter()
@@ -47,18 +48,28 @@ class Pump:
         return sum(self.misses[name] for name in _LOST)
 
     def move(self) -> bool:
-        """Take what there is, up to a batch; False if there was nothing."""
+        """Take what there is, up to a batch; False if there was nothing.
+
+        Raises:
+            BrokenPipeError: nobody wants to see it any more; all of it has been taken.
+        """
         taken = self.observer.take()
+        unseen: BrokenPipeError | None = None
         for raw in taken:
             event = self._translator.event(raw)
             if not raw.follows:
                 self.seen += 1
                 if self._writer is not None:
                     self._writer.record(event)
-            if self._show is not None:
-                self._show(raw, event)
+            if self.show is not None:
+                try:
+                    self.show(raw, event)
+                except BrokenPipeError as error:
+                    self.show, unseen = None, error
         if self._writer is not None:
             self._writer.flush_if_due()
+        if unseen is not None:
+            raise unseen
         return bool(taken)
 
     def count_misses(self) -> None:
