@@ -18,9 +18,9 @@ from flagshim.engines.launch import fork_waiting
 from flagshim.engines.policy import Policy
 from flagshim.engines.stops import Stops
 from flagshim.errors import FlagshimError, say
+from flagshim.posts import Supervision
 from flagshim.session import (
     Outcome,
-    Supervision,
     begin,
     check_command,
     outcome_of,

@@ -19,7 +19,8 @@ from flagshim.engines.launch import fork_waiting
 from flagshim.engines.policy import Policy
 from flagshim.engines.stops import Stops
 from flagshim.errors import FlagshimError, say
-from flagshim.session import Supervision, begin, check_command, uid_of
+from flagshim.posts import Supervision
+from flagshim.session import begin, check_command, uid_of
 from flagshim.trace.writer import TraceWriter
 
 ENGINE = "bpf watch"

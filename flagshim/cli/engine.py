@@ -9,7 +9,7 @@ import click
 from flagshim.cli.supervision import Asked
 from flagshim.engines.policy import Fate
 from flagshim.errors import FlagshimError
-from flagshim.session import Supervision
+from flagshim.posts import Supervision
 
 engine_option = click.option(
     "--engine",
