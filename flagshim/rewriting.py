@@ -71,7 +71,7 @@ def attach_bpf(pid: int, how: Supervision, seconds: float | None) -> Outcome:
         rewriter.release()
         pump.finish()
     writer.close(None)
-    return outcome_of(0, writer)
+    return outcome_of(0, writer, session)
 
 
 def run_bpf(argv: Sequence[str], how: Supervision, user: User | None = None) -> Outcome:
@@ -123,7 +123,7 @@ def run_bpf(argv: Sequence[str], how: Supervision, user: User | None = None) -> 
         raise command.failure(reason)
     exit_status = os.waitstatus_to_exitcode(status)
     writer.close(exit_status)
-    return outcome_of(exit_status, writer)
+    return outcome_of(exit_status, writer, session)
 
 
 def _check(policy: Policy) -> None:
