@@ -159,6 +159,7 @@ class Supervised:
         options: "Options",
     ) -> None:
         self.args = _words(args)
+        _check(options)
         timeout, trace = options.get("timeout"), options.get("trace")
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._timeout = timeout
@@ -385,6 +386,23 @@ def _words(args: Sequence[PathName]) -> tuple[str, ...]:
     return tuple(os.fsdecode(word) for word in args)
 
 
+def _check(options: Options) -> None:
+    """Refuse what would otherwise be left aside without a word.
+
+    Raises:
+        TypeError: naming the option.
+    """
+    unknown = options.keys() - Options.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
+    for name in ("clear", "paths", "exempt"):
+        if isinstance(options.get(name), str | bytes):
+            raise TypeError(f"{name} is one string; give a list of them")
+    for name in ("user", "keep"):
+        if not isinstance(options.get(name), str | None):
+            raise TypeError(f"{name} is not a string")
+
+
 def _rule_words(options: Options) -> list[str]:
     """Return the options of `flagshim run` that say whom to start and what to clear."""
     rules = options.get("rules")
@@ -392,9 +410,9 @@ def _rule_words(options: Options) -> list[str]:
         ("--user", options.get("user")),
         ("--when", options.get("when")),
         ("--keep", options.get("keep")),
-        ("--rules", rules and os.path.abspath(os.fsdecode(rules))),
+        ("--rules", None if rules is None else os.path.abspath(os.fsdecode(rules))),
         *(("--clear", flag) for flag in options.get("clear", ())),
         *(("--path", glob) for glob in options.get("paths", ())),
         *(("--except", program) for program in options.get("exempt", ())),
     ]
-    return [word for option, value in given if value for word in (option, value)]
+    return [word for option, value in given if value is not None for word in (option, value)]

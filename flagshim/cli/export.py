@@ -36,8 +36,9 @@ def export(trace: Path | None, file: Path | None, endpoint: str | None) -> int:
             count = _module("parquet").write(records(reader), file)
             say(f"{count} rows in {file}")
         if endpoint is not None:
-            count = _module("otlp").send(records(reader), endpoint)
-            say(f"{count} records sent to {endpoint}")
+            otlp = _module("otlp")
+            count = otlp.send(records(reader), endpoint)
+            say(f"{count} records sent to {otlp.shown(endpoint)}")
     return 0
 
 

@@ -74,7 +74,7 @@ def _passes(gate: Gate, trace: Path, outcome: Outcome) -> bool:
     """Put the gate to the session that was just recorded; CMD's own failure goes before its."""
     try:
         with TraceReader(trace) as reader:
-            judgement = gate.judge(reader, session=outcome.session)
+            judgement = gate.judge(reader, session=outcome.session, lost=outcome.lost)
     except FlagshimError as error:
         if not outcome.exit_status:
             raise

@@ -50,7 +50,7 @@ def send(records: Iterable[Record], endpoint: str) -> int:
             taken += len(batch) - refused
             if refused:
                 raise FlagshimError(
-                    f"{url}: {cause} ({taken} records were taken)",
+                    f"{shown(url)}: {cause} ({taken} records were taken)",
                     "the trace still has them: run the same command again",
                 )
     finally:
@@ -103,6 +103,12 @@ class _Session(requests.Session):
         return self.answer
 
 
+def shown(url: str) -> str:
+    """Return a URL without the user name and password in it, which are nobody's business."""
+    before, at, after = url.rpartition("@")
+    return f"{before.partition('//')[0]}//{after}" if at else url
+
+
 def _logs_url(endpoint: str) -> str:
     try:
         parts = urlsplit(endpoint)
@@ -111,7 +117,7 @@ def _logs_url(endpoint: str) -> str:
         usable = False
     if not usable:
         raise FlagshimError(
-            f"--otlp {endpoint}: not the URL of an OTLP endpoint",
+            f"--otlp {shown(endpoint)}: not the URL of an OTLP endpoint",
             "as in --otlp http://collector:4318",
         )
     return urlunsplit(parts._replace(path="/v1/logs")) if parts.path in ("", "/") else endpoint

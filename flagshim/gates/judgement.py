@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from flagshim.gates.baseline import Baseline, Effect, Entry, Finding, findings
 from flagshim.gates.condition import Condition, Metric
@@ -17,7 +18,15 @@ OF_A_BASELINE = (
     Condition(Metric.REFUSALS),
     Condition(Metric.FAILED_AFTER_REWRITE),
 )
-"""What a baseline alone fails on: whatever it does not expect."""
+"""What a baseline fails on unless told otherwise: whatever it does not expect."""
+_OF_OPENS = frozenset(Metric) - {Metric.LOST_EVENTS, Metric.BLIND_SPOTS}
+"""What says itself how many opens beyond a baseline there may be."""
+
+
+class _Unseen(NamedTuple):
+    lost: int
+    blind_spots: int
+    unended: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Judgement:
     """None without a baseline."""
     lost: int
     """Opens that it knows nothing of, because they are not in the trace."""
+    unended: int = 0
+    """Sessions that have not ended, or not as they should: nobody knows what came later."""
     baseline: Baseline | None = None
 
     @property
@@ -69,7 +80,8 @@ class Gate:
     """What to fail on.
 
     Attributes:
-        conditions: any of which fails the gate; none: those of `OF_A_BASELINE`.
+        conditions: any of which fails the gate; with a baseline those of `OF_A_BASELINE`, too,
+            unless one of them says itself how many opens there may be.
         baseline: what is expected and therefore not counted.
     """
 
@@ -77,13 +89,18 @@ class Gate:
     baseline: Baseline | None = None
 
     def judge(
-        self, reader: TraceReader, since_ns: int | None = None, session: int | None = None
+        self,
+        reader: TraceReader,
+        since_ns: int | None = None,
+        session: int | None = None,
+        lost: int = 0,
     ) -> Judgement:
         """Put the gate to a trace.
 
         Args:
             since_ns: leave out what was seen before, in nanoseconds since the epoch.
             session: only this one; None: all.
+            lost: opens known to be missing, for a trace that could not take even that.
 
         Raises:
             FlagshimError: the trace is damaged.
@@ -102,12 +119,21 @@ class Gate:
                 new_count += 1
                 if len(new) < SHOWN:
                     new.append(finding)
-        lost, blind_spots = _unseen(reader, since_ns, session)
-        counts[Metric.LOST_EVENTS], counts[Metric.BLIND_SPOTS] = lost, blind_spots
-        conditions = self.conditions or OF_A_BASELINE
-        judged = tuple(Judged(condition, counts[condition.metric]) for condition in conditions)
+        unseen = _unseen(reader, since_ns, session)
+        lost = max(lost, unseen.lost)
+        # Of a session without an end nobody knows how many; at least it is not nothing.
+        counts[Metric.LOST_EVENTS] = lost + unseen.unended
+        counts[Metric.BLIND_SPOTS] = unseen.blind_spots
+        judged = tuple(
+            Judged(condition, counts[condition.metric]) for condition in self._all_conditions()
+        )
         difference = _difference(self.baseline, new, new_count, needed) if self.baseline else None
-        return Judgement(judged, difference, lost, self.baseline)
+        return Judgement(judged, difference, lost, unseen.unended, self.baseline)
+
+    def _all_conditions(self) -> tuple[Condition, ...]:
+        if self.baseline is None or any(c.metric in _OF_OPENS for c in self.conditions):
+            return self.conditions
+        return (*self.conditions, *OF_A_BASELINE)
 
 
 def _count(counts: Counter[Metric], finding: Finding, opened: Opened) -> None:
@@ -126,15 +152,16 @@ def _count(counts: Counter[Metric], finding: Finding, opened: Opened) -> None:
         counts[Metric.UNKNOWN_PATH] += count
 
 
-def _unseen(reader: TraceReader, since_ns: int | None, session: int | None) -> tuple[int, int]:
-    """Return how many opens are not in the trace, and how often something went past flagshim."""
+def _unseen(reader: TraceReader, since_ns: int | None, session: int | None) -> _Unseen:
+    """Count opens that are not in the trace, ways past flagshim, sessions without an end."""
     tallies, spots = reader.by_session(), reader.blind_spots()
-    lost = blind_spots = 0
+    lost = blind_spots = unended = 0
     for row in reader.sessions(since_ns):
         if session in (None, row.id):
             lost += row.missing(tallies.get(row.id, NO_EVENTS))
             blind_spots += sum(spot.count for spot in spots.get(row.id, []))
-    return lost, blind_spots
+            unended += row.ended_ns is None
+    return _Unseen(lost, blind_spots, unended)
 
 
 def _difference(

@@ -71,12 +71,12 @@ def read(path: Path) -> Baseline:
         FlagshimError: naming the line that is wrong.
     """
     try:
-        with open(path, "rb") as file:
-            if file.read(16) == b"SQLite format 3\0":
+        with open(path, "rb") as file:  # a pipe, perhaps
+            start = file.read(16)
+            if start == b"SQLite format 3\0":
                 with TraceReader(path) as reader:
                     return Baseline(str(path), map(literally, entries_of(reader)))
-            file.seek(0)
-            text = file.read().decode()
+            text = (start + file.read()).decode("utf-8-sig")
     except OSError as error:
         hint = "make one with flagshim baseline"
         raise FlagshimError(f"--baseline {path}: {error.strerror}", hint) from None

@@ -21,6 +21,9 @@ def verdict(judgement: Judgement) -> str:
     text = f"gate failed: {', '.join(failed)}{beyond}" if failed else "gate passed"
     if judgement.lost:
         text += f"; {judgement.lost} opens are not in the trace, see --fail-on 'lost events'"
+    if judgement.unended:
+        sessions = "session has" if judgement.unended == 1 else "sessions have"
+        text += f"; {judgement.unended} {sessions} no end: nobody knows what came later"
     return text
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -71,6 +72,8 @@ def _unescape(unit: str) -> str:
     if unit in _LONG:
         return _LONG[unit]
     code = int(unit[2:], 16)
+    if code > sys.maxunicode:
+        raise ValueError(f"{unit} is no character")
     return chr(code + 0xDC00 if unit[1] == "x" and code >= 0x80 else code)
 
 

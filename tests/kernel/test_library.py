@@ -109,6 +109,20 @@ def test_a_string_is_no_command() -> None:
         flagshim.run("echo a")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"path": ["/x"]}, "no such option: path"),
+        ({"clear": "O_NOATIME"}, "clear is one string"),
+        ({"exempt": "dd"}, "exempt is one string"),
+        ({"keep": 5}, "keep is not a string"),
+    ],
+)
+def test_options_that_mean_nothing(options: dict[str, object], said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        flagshim.run(["true"], **options)
+
+
 def test_check() -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
         flagshim.run(["sh", "-c", "echo no >&2; exit 3"], check=True, capture_output=True)

@@ -249,6 +249,13 @@ def test_tried_again(tmp_path: Path) -> None:
         assert (collector.tries, len(collector.records())) == (2, 5)
 
 
+def test_passwords_are_nobodys_business() -> None:
+    from flagshim.exports.otlp import shown
+
+    assert shown("http://u:s@cret@127.0.0.1:1/v1") == "http://127.0.0.1:1/v1"
+    assert shown("http://127.0.0.1:1/v1") == "http://127.0.0.1:1/v1"
+
+
 def test_down(tmp_path: Path) -> None:
     trace = small(tmp_path / "t.db")
     before = trace.read_bytes()

@@ -13,6 +13,7 @@ from flagshim.gates.condition import Condition, Metric
 from flagshim.gates.judgement import Gate
 from flagshim.gates.patterns import MANY, generalise
 from flagshim.reports import baselinefile
+from flagshim.reports.gate import verdict
 from flagshim.trace.reader import TraceReader
 from tests.support import REPOSITORY, flagshim_command
 from tests.unit.test_report_cli import NASTY, nasty
@@ -104,6 +105,39 @@ def test_every_metric(tmp_path: Path) -> None:
     assert counts(trace.path, *Metric) == [
         2 + 3 + 7 + 17, 3 + 5, 3 + 7, 17, 97 - 77, 23,
     ]  # fmt: skip
+
+
+def test_what_the_trace_could_not_take_counts(tmp_path: Path) -> None:
+    trace = Trace(tmp_path / "t.db")
+    trace.session(seen=7, lost=3)
+    with TraceReader(trace.close()) as reader:
+        gate = Gate((Condition(Metric.LOST_EVENTS),))
+        assert gate.judge(reader, lost=5).judged[0].count == 7
+        assert gate.judge(reader, lost=97).judged[0].count == 97
+
+
+def test_a_session_without_an_end_is_not_complete(tmp_path: Path) -> None:
+    trace = Trace(tmp_path / "t.db")
+    trace.session(ended_ns=None)
+    with TraceReader(trace.close()) as reader:
+        judgement = Gate((Condition(Metric.LOST_EVENTS),)).judge(reader)
+    assert judgement.failed
+    assert "1 session has no end: nobody knows what came later" in verdict(judgement)
+
+
+def test_what_is_new_fails_also_beside_other_conditions(tmp_path: Path) -> None:
+    trace = Trace(tmp_path / "t.db")
+    trace.session(seen=1)
+    trace.event()
+    path = trace.close()
+    nothing = Baseline("nothing", [])
+    with TraceReader(path) as reader:
+        for conditions, fails in (
+            ((), True),
+            ((Condition(Metric.LOST_EVENTS),), True),
+            ((Condition(Metric.REWRITES, ">", 7),), False),
+        ):
+            assert Gate(conditions, nothing).judge(reader).failed is fails
 
 
 def test_a_session_of_many_and_since(tmp_path: Path) -> None:
@@ -210,6 +244,7 @@ def test_globs_expect_what_they_match() -> None:
         ("# x\n\nkept a b /c\n", ":3: 'kept' is not one of rewritten, refused, failed"),
         ("rewritten a b /c[\n", ":1: glob '/c[' has a [ without its ]"),
         ("rewritten a b /c\\d\n", ":1: a backslash that escapes nothing"),
+        ("rewritten a b \\Uffffffff\n", "is no character"),
         ("# flagshim baseline 2\n", "of a newer flagshim"),
         ("\xff", "not a text file in UTF-8"),
     ],
@@ -223,6 +258,16 @@ def test_what_is_wrong_in_a_baseline(tmp_path: Path, text: str, said: str) -> No
     assert result.returncode == 125
     assert said in result.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_baseline_from_a_pipe(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"\xef\xbb\xbf# opens\nrewritten noatime qemu /nix/**\n")
+    os.close(write_end)
+    try:
+        assert len(baselinefile.read(Path(f"/dev/fd/{read_end}")).entries) == 1
+    finally:
+        os.close(read_end)
 
 
 def test_no_baseline_there(tmp_path: Path) -> None:
