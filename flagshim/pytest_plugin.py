@@ -80,6 +80,16 @@ def _try_out(config: pytest.Config) -> None:
     if result.returncode:
         _traces_of(config).remove()
         raise pytest.UsageError(f"--flagshim: {result.stderr.strip() or result.returncode}")
+    wanted = config.getoption("flagshim_trace")
+    if wanted:
+        from flagshim.errors import FlagshimError  # noqa: PLC0415
+        from flagshim.trace.store import make_trace  # noqa: PLC0415
+
+        try:
+            make_trace(Path(wanted))
+        except FlagshimError as error:
+            _traces_of(config).remove()
+            raise pytest.UsageError(f"--flagshim-trace: {error}") from None
 
 
 class _Supervising:

@@ -287,8 +287,11 @@ def test_where_flagshim_does_not_work(session: Session, monkeypatch: pytest.Monk
 def test_a_trace_that_cannot_be_written(session: Session) -> None:
     (session.pytester.path / "text").write_text("hello")
     result = session.run(TWO, "--flagshim", "--flagshim-trace", "text")
-    result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["flagshim: */text: exists, and is not a flagshim trace; *"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR, "before the first test, not after the last"
+    result.stderr.fnmatch_lines(
+        ["ERROR: --flagshim-trace: */text: exists, and is not a flagshim trace; *"]
+    )
+    assert os.listdir(session.traces) == []
 
 
 def test_costs_nothing_when_off(session: Session) -> None:
