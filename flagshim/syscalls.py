@@ -63,6 +63,10 @@ OPEN_HOW_MIN = 24
 """Size of the first struct open_how, openat2(2), in bytes."""
 
 
+RESOLVE_IN_ROOT = 0x10
+"""openat2(2): the path starts at dirfd as if that were the root directory."""
+
+
 class Abi(NamedTuple):
     """One way into the kernel: who calls, and in which registers."""
 

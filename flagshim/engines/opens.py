@@ -1,43 +1,37 @@
 """One call with open flags, from its seccomp stop to its syscall-exit stop."""
 
 import errno
-import fcntl
 import os
-import time
 from collections.abc import Sequence
 
 from flagshim import tracee
 from flagshim.credentials import Credentials, mount_namespace_of, read_credentials
+from flagshim.engines.calls import CallReader, OpenCall, Process, event_of, signed
 from flagshim.engines.clones import keep_traced
 from flagshim.engines.registers import INSTRUCTION_POINTER, NUMBER, RESULT, poke_argument
 from flagshim.engines.sink import Sink
-from flagshim.engines.threads import OpenCall, Process, Thread
+from flagshim.engines.threads import Thread
 from flagshim.linux import (
-    AT_FDCWD,
     SyscallEntry,
     ptrace_entry_info,
     ptrace_exit_info,
     ptrace_poke_user,
-    read_memory,
 )
-from flagshim.openflags import access_mode
-from flagshim.rules import Rule, decide, flag_bits, fold_path, noatime_refusal
+from flagshim.rules import Rule, noatime_refusal
 from flagshim.seccomp import kind_of, numbered_calls
 from flagshim.syscalls import (
     ABI_BY_AUDIT_ARCH,
-    ARGUMENTS,
     OPEN_HOW_MIN,
     RED_ZONE,
+    RESOLVE_IN_ROOT,
     SECCOMP_FILTER_FLAG_NEW_LISTENER,
     SECCOMP_SET_MODE_FILTER,
     X32_BIT,
     Kind,
 )
-from flagshim.trace.events import Decision, OpenEvent, Reason, text_or_bytes
+from flagshim.trace.events import OpenEvent, text_or_bytes
 
 _ERESTARTSYS, _ERESTART_RESTARTBLOCK = 512, 516  # include/linux/errno.h
-_PAGE = 4096
-_RESOLVE_IN_ROOT = 0x10
 _OWN_PROC = (b"/proc/", b"/dev/fd/", b"/dev/std")
 """Where a path means something else to each process that uses it."""
 _SUSPENDED_MAX = 17
@@ -55,9 +49,8 @@ class OpenHandler:
             follows_standing: whether we hear of calls of Kind.STANDING. If not, who a thread is
                 gets looked up at every call.
         """
-        self._rules = rules
+        self._reader = CallReader(rules, sink)
         self._follows_standing = follows_standing
-        self._mask = sum(flag_bits(rules))
         self._sink = sink
         self._mount_namespace = mount_namespace_of("self")
         self._processes: dict[int, Process] = {}
@@ -151,7 +144,7 @@ class OpenHandler:
             # The kernel makes the call again, or turns this into EINTR; the next stop tells.
             self._suspend(thread, call, errno.EINTR)
             return None
-        if result < 0 and self._clear_after_refusal(call, -result):
+        if result < 0 and call.clear_after_refusal(-result):
             self._repeat(thread, call)
             return None
         if result == -errno.EEXIST and call.refusals and call.flags & os.O_EXCL:
@@ -178,63 +171,17 @@ class OpenHandler:
 
     def _first_look(self, thread: Thread, kind: Kind, info: SyscallEntry) -> OpenCall | None:
         """Decode a call and decide on it; None for one that is none of our business."""
-        tid = thread.tid
-        abi = ABI_BY_AUDIT_ARCH.get(info[1])
-        if abi is None or info[4] & X32_BIT:
-            self._blind_spot(thread, "x32" if abi else "unknown ABI")
-            return None
         process = self._process(thread)
-        if not process.rules:
-            return None
-        time_ns = time.time_ns()
-        arguments = ARGUMENTS[kind]
-        values = info[5:11]
-        resolve = 0
-        on_already: int | None = 0
-        if kind is Kind.OPENAT2:
-            how = self._read_open_how(thread, values)
-            if how is None:
-                return None
-            flags, resolve = how
-        else:
-            flags = values[arguments.flags] & 0xFFFF_FFFF
-        if flags & os.O_PATH:  # openat ignores what we clear, openat2 refuses it, as it should
-            return None
-        wanted = flags & self._mask
-        if kind is Kind.SETFL:
-            if values[1] & 0xFFFF_FFFF != fcntl.F_SETFL:
-                return None
-            # fs/fcntl.c checks a flag only when it goes from off to on; clearing one that is
-            # on would take it off the description for everybody who shares it.
-            on_already = tracee.fd_flags(tid, _signed(values[0]))
-            wanted &= ~(on_already or 0)
-        if not wanted:
-            return None
-
-        self._credentials(thread)  # anew after a chroot: paths start from its root
-        path = full = None
-        if arguments.path is not None:
-            path = tracee.read_path(tid, values[arguments.path])
-            if path is not None:
-                full = self._absolute_path(thread, kind, values, path)
-        elif kind is Kind.SETFL:
-            full = tracee.fd_path(tid, _signed(values[0]))
-        verdict = process.verdicts.get(wanted)
-        if verdict is None:
-            folded = fold_path(full) if full is not None and full.startswith(b"/") else None
-            verdict = decide(process.rules, wanted, folded)
-            if not any(rule.paths for rule in process.rules):
-                process.verdicts[wanted] = verdict
-
-        call = OpenCall(
-            info[2:11], kind, abi, arguments, values, time_ns, flags, path, verdict,
-            clear=0 if on_already is None else verdict.clear,
-        )  # fmt: skip
-        if call.clear and verdict.rule:
-            call.rules.append(verdict.rule)
-        ordinary = path and not resolve & _RESOLVE_IN_ROOT
-        self._predict(thread, call, full if ordinary else None)
+        key = info[2:11]
+        call = self._reader.read(
+            thread.tid, kind, info[1], key, process, lambda: self._fresh_root(thread)
+        )
+        if call is not None:
+            self._predict(thread, call)
         return call
+
+    def _fresh_root(self, thread: Thread) -> bytes:
+        return self._credentials(thread).root  # anew after a chroot: paths start from its root
 
     def _is_same(self, tid: int, call: OpenCall) -> bool:
         """Tell whether a call with the key of a former one is that one, made again."""
@@ -246,14 +193,8 @@ class OpenHandler:
             return flags == call.flags.to_bytes(8, "little")
         return True
 
-    def _predict(self, thread: Thread, call: OpenCall, full: bytes | None) -> None:
-        """Clear O_NOATIME at once where its refusal is certain, which saves two stops.
-
-        Args:
-            thread: that makes the call.
-            call: may get bits to clear.
-            full: its path, made absolute; None for one that starts elsewhere than paths do.
-        """
+    def _predict(self, thread: Thread, call: OpenCall) -> None:
+        """Clear O_NOATIME at once where its refusal is certain, which saves two stops."""
         credentials = self._credentials(thread)
         if credentials.cap_fowner:
             return
@@ -263,17 +204,18 @@ class OpenHandler:
         else:
             return
         if call.kind is Kind.SETFL:
-            call.owner = tracee.fd_owner(thread.tid, _signed(call.values[0]))
+            call.owner = tracee.fd_owner(thread.tid, signed(call.values[0]))
         elif (
-            full is not None
-            and call.path is not None
+            call.path
+            and call.full is not None
+            and not call.resolve & RESOLVE_IN_ROOT  # it starts elsewhere than paths do
             and credentials.shares_view
-            and not full.startswith(_OWN_PROC)
+            and not call.full.startswith(_OWN_PROC)
             and call.flags & os.O_TMPFILE != os.O_TMPFILE  # a new file, and the thread's own
         ):
             call.owner = tracee.owner_foreseen(
                 thread.tid,
-                _dirfd(call.kind, call.values),
+                call.dirfd,
                 call.path,
                 follow=not call.flags & os.O_NOFOLLOW,
             )
@@ -281,23 +223,6 @@ class OpenHandler:
             call.clear |= entry[1]
             call.rules.append(entry[2])
             call.predicted = True
-
-    def _read_open_how(self, thread: Thread, values: Sequence[int]) -> tuple[int, int] | None:
-        """Return (flags, resolve) of openat2(2); None where the kernel will refuse the struct."""
-        if not OPEN_HOW_MIN <= values[3] <= _PAGE:
-            return None
-        try:
-            how = read_memory(thread.tid, values[2], OPEN_HOW_MIN)
-        except ProcessLookupError:
-            raise
-        except PermissionError:
-            self._blind_spot(thread, "unreadable memory")
-            return None
-        except OSError:
-            return None
-        if len(how) < OPEN_HOW_MIN:
-            return None
-        return int.from_bytes(how[:8], "little"), int.from_bytes(how[16:24], "little")
 
     # --- changing a call --------------------------------------------------------------
 
@@ -336,19 +261,6 @@ class OpenHandler:
             tracee.force_memory(tid, address, former)
         call.borrowed.clear()
 
-    @staticmethod
-    def _clear_after_refusal(call: OpenCall, number: int) -> bool:
-        """Move what rules say of this refusal to `clear`; False if they say nothing (more)."""
-        found = False
-        for refusal, bits, rule in call.verdict.clear_on:
-            if refusal == number and not call.clear & bits:
-                call.clear |= bits
-                call.rules.append(rule)
-                found = True
-        if found:
-            call.refusals.append(number)
-        return found
-
     def _repeat(self, thread: Thread, call: OpenCall) -> None:
         """Have the thread run its system call instruction again.
 
@@ -374,12 +286,13 @@ class OpenHandler:
         if result < 0:
             resolved = None
             if call.path is not None:
-                resolved = self._absolute_path(thread, call.kind, call.values, call.path)
+                root = thread.credentials.root if thread.credentials else b"/"
+                resolved = tracee.absolute_path(tid, call.dirfd, call.path, root)
             elif call.kind is Kind.SETFL:
-                resolved = tracee.fd_path(tid, _signed(call.values[0]))
+                resolved = tracee.fd_path(tid, signed(call.values[0]))
             name = errno.errorcode.get(-result, str(-result))
             return self._event(thread, call, resolved, None, name)
-        fd = _signed(call.values[0]) if call.kind is Kind.SETFL else result
+        fd = signed(call.values[0]) if call.kind is Kind.SETFL else result
         if call.owner is None:
             call.owner = tracee.fd_owner(tid, fd)
         return self._event(thread, call, tracee.fd_path(tid, fd), result, None)
@@ -392,52 +305,8 @@ class OpenHandler:
         result: int | None,
         error: str | None,
     ) -> OpenEvent:
-        process = self._process(thread)
-        credentials = thread.credentials
-        if call.cleared:
-            decision = Decision.CLEARED
-            reason = (
-                Reason.REFUSED
-                if call.refusals
-                else Reason.PREDICTED
-                if call.predicted
-                else Reason.ALWAYS
-            )
-        else:
-            decision = Decision.KEPT
-            reason = (
-                Reason.NO_RULE
-                if not call.verdict.matched
-                else Reason.ALLOWED
-                if error is None
-                else Reason.FAILED
-            )
-        return OpenEvent(
-            call.time_ns,
-            thread.tid,
-            process.pid,
-            text_or_bytes(process.program),
-            call.arguments.syscall,
-            call.abi.name,
-            None if call.path is None else text_or_bytes(call.path),
-            None if resolved is None else text_or_bytes(resolved),
-            "-" if call.kind is Kind.SETFL else access_mode(call.flags),
-            _as_stored(call.flags),
-            _as_stored(call.flags & ~call.cleared),
-            decision.value,
-            ",".join(dict.fromkeys(call.rules)) or None,
-            reason.value,
-            call.owner,
-            credentials.fsuid if credentials else None,
-            result,
-            error,
-            call.tries,
-        )
-
-    @staticmethod
-    def _absolute_path(thread: Thread, kind: Kind, values: Sequence[int], path: bytes) -> bytes:
-        root = thread.credentials.root if thread.credentials else b"/"
-        return tracee.absolute_path(thread.tid, _dirfd(kind, values), path, root)
+        fsuid = thread.credentials.fsuid if thread.credentials else None
+        return event_of(call, thread.tid, self._process(thread), fsuid, resolved, result, error)
 
     # --- who ----------------------------------------------------------------------------
 
@@ -457,9 +326,7 @@ class OpenHandler:
             pid = self._credentials(thread).pid
             process = self._processes.get(pid)
             if process is None:
-                program = tracee.program_name(thread.tid)
-                rules = [rule for rule in self._rules if rule.matches_program(program)]
-                process = self._processes[pid] = Process(pid, program, rules)
+                process = self._processes[pid] = self._reader.process(pid, thread.tid)
             thread.process = process
         return thread.process
 
@@ -471,19 +338,3 @@ def refuse(tid: int) -> None:
     """Have the call at a seccomp stop fail as it would without a tracer (seccomp(2), RET_TRACE)."""
     ptrace_poke_user(tid, NUMBER, -1)
     ptrace_poke_user(tid, RESULT, -errno.ENOSYS)
-
-
-def _signed(register: int) -> int:
-    """Return a register's lower half as the int a descriptor is."""
-    value = register & 0xFFFF_FFFF
-    return value - (1 << 32) if value >> 31 else value
-
-
-def _dirfd(kind: Kind, values: Sequence[int]) -> int:
-    position = ARGUMENTS[kind].dirfd
-    return AT_FDCWD if position is None else _signed(values[position])
-
-
-def _as_stored(flags: int) -> int:
-    """Fit the 64 bits of open_how.flags into SQLite's signed integers."""
-    return flags - (1 << 64) if flags >> 63 else flags
