@@ -3,17 +3,17 @@
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Iterable, Sequence
 
 from flagshim import descriptors
 from flagshim.engines.command import Command
-from flagshim.engines.forwarding import FORWARDED, Forwarding
+from flagshim.engines.forwarding import FORWARDED
 from flagshim.engines.launch import start
 from flagshim.engines.policy import Policy
+from flagshim.engines.relay import Relay
 from flagshim.engines.roster import Roster
 from flagshim.engines.sink import Sink
-from flagshim.engines.stops import TERMINAL_STOPS, Stops
+from flagshim.engines.stops import Stops
 from flagshim.engines.tracer import Tracer
 from flagshim.linux import ptrace_signal_sender
 from flagshim.openflags import bits_of
@@ -22,8 +22,6 @@ from flagshim.seccomp import build_filter
 from flagshim.tracee import thread_group
 
 _LOOK_SECONDS = 0.05
-_STOP_SECONDS = 1.0
-"""How long after ^Z we wait for CMD to stop before we take it that it will not."""
 
 
 def filter_for(policy: Policy) -> bytes:
@@ -39,9 +37,7 @@ class PtraceEngine(Tracer):
     def __init__(self, policy: Policy, sink: Sink, roster: Roster) -> None:
         super().__init__(policy, sink, roster, follows_standing=not policy.leaves)
         self._options = policy.options
-        self._relays = False
-        self._stop_until = 0.0
-        self._forwarding = Forwarding()
+        self._relay: Relay | None = None
 
     def run(self, command: Command, inherited: Sequence[int], stops: Stops) -> int:
         """Run a command as our child until it and everything it started have ended.
@@ -59,7 +55,7 @@ class PtraceEngine(Tracer):
         Raises:
             FlagshimError: it could not be started.
         """
-        self._relays = True
+        self._relay = Relay(self._recipients, self._has_stopped)
         child = start(command, self._options)
         self.roster.command_started(child.pid)
         self.add(child.pid)
@@ -67,7 +63,7 @@ class PtraceEngine(Tracer):
         descriptors.blank(0, 1)  # stderr is for our last line
         descriptors.close(inherited)
         self.loop(stops)
-        self._wait_if_exempt(stops)
+        self._wait_if_exempt(stops, self._relay)
         reason = child.not_started()
         if reason is not None:
             raise command.failure(reason)
@@ -98,32 +94,25 @@ class PtraceEngine(Tracer):
         self.loop(stops)
         return None if self.roster.command else self.roster.status
 
-    def _wait_if_exempt(self, stops: Stops) -> None:
+    def _wait_if_exempt(self, stops: Stops, relay: Relay) -> None:
         """Wait for the command if it goes on although we trace nobody any more."""
         while self.roster.command:
             pid, status = os.waitpid(self.roster.command, os.WNOHANG | os.WUNTRACED)
             if pid and os.WIFSTOPPED(status):
-                self._stop_until = 0.0
-                os.kill(os.getpid(), signal.SIGSTOP)
+                relay.stop()
                 continue
             if pid:
                 self.ended(pid, status)
                 return
-            info = stops.sleep(_LOOK_SECONDS if self.attend() else None)
+            info = stops.sleep(_LOOK_SECONDS if relay.attend() else None)
             if info is not None and info.si_signo != signal.SIGCHLD:
-                self.signalled(info)
+                relay.signalled(info)
 
     # --- what differs from any tracer ---------------------------------------------------
 
     def attend(self) -> bool:
         """Pass on signals that are due, and stop if CMD has."""
-        for number in self._forwarding.due():
-            self._forward(number)
-        if self._stop_until:
-            self._stop_with_command()
-            if time.monotonic() > self._stop_until:  # CMD chose not to stop
-                self._stop_until = 0.0
-        return bool(self._forwarding.waiting) or self._stop_until > 0
+        return self._relay is not None and self._relay.attend()
 
     def ended(self, tid: int, status: int) -> None:
         """Keep the wait status of the command itself."""
@@ -132,31 +121,22 @@ class PtraceEngine(Tracer):
 
     def signal_stop(self, tid: int, number: int) -> None:
         """Deliver a signal, and remember whose it is if it might be one to pass on."""
-        if number in FORWARDED and tid in self._command_threads():
-            self._forwarding.delivered(number, ptrace_signal_sender(tid))
+        if self._relay and number in FORWARDED and tid in self._command_threads():
+            self._relay.delivered(number, ptrace_signal_sender(tid))
         self.resume(tid, number)
 
     def signalled(self, info: signal.struct_siginfo) -> None:
         """Pass a signal on, or stop as CMD does."""
-        if not self._relays:
-            return
-        number = signal.Signals(info.si_signo)
-        if number in TERMINAL_STOPS:
-            self._stop_until = time.monotonic() + _STOP_SECONDS
-        elif number == signal.SIGCONT:
-            self._stop_until = 0.0
-        elif info.si_code <= 0:  # what the terminal sends, CMD gets from there (sigaction(2))
-            self._forwarding.arrived(number, info.si_pid)
+        if self._relay is not None:
+            self._relay.signalled(info)
 
-    def _forward(self, number: signal.Signals) -> None:
-        """Pass a signal on to CMD, or to what it left running if it has ended.
+    def _recipients(self) -> set[int]:
+        """Return CMD, or what it left running if it has ended.
 
         A tracee's ID is its own until we have been told of its end.
         """
         command = self.roster.command
-        for pid in [command] if command else self._survivors():
-            with contextlib.suppress(OSError):
-                os.kill(pid, number)
+        return {command} if command else self._survivors()
 
     def _survivors(self) -> set[int]:
         found = set()
@@ -171,12 +151,6 @@ class PtraceEngine(Tracer):
         except OSError:
             return set()
 
-    def _stop_with_command(self) -> None:
-        """Stop when CMD has, so that the shell sees its job stopped.
-
-        Not before: a program that handles SIGTSTP needs us until it stops of itself.
-        """
+    def _has_stopped(self) -> bool:
         tids = self._command_threads()
-        if tids and all(tid in self.threads and self.threads[tid].stopped for tid in tids):
-            self._stop_until = 0.0
-            os.kill(os.getpid(), signal.SIGSTOP)
+        return bool(tids) and all(tid in self.threads and self.threads[tid].stopped for tid in tids)
