@@ -5,9 +5,12 @@ errno, so a vanished thread is ProcessLookupError) and imports nothing of the pr
 """
 
 import ctypes
+import errno
 import fcntl
+import mmap
 import os
 import struct
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from ptrace.binding.func import (
@@ -80,10 +83,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def _function(
     name: str, *argtypes: type, restype: type = ctypes.c_long
 ) -> "ctypes._NamedFuncPointer":
-    function = getattr(_libc, name)
+    function = _libc[name]  # a new one each time: syscall(2) has several signatures here
     function.argtypes = argtypes
     function.restype = restype
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _failure(what: str = "") -> OSError:
@@ -317,6 +320,82 @@ _statx_buffer_at = ctypes.addressof(_statx_buffer)
 _statx_uid = struct.Struct("=I").unpack_from  # stx_uid is at byte 20, linux/stat.h
 
 
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_BENEATH: Final = 0x08
+RESOLVE_IN_ROOT: Final = 0x10
+RESOLVE_CACHED: Final = _RESOLVE_CACHED
+"""Of openat2(2)."""
+_any_how = _OpenHow()
+_any_how_at = ctypes.addressof(_any_how)
+
+
+def openat2(directory: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+    """Open a file as openat2(2) does, and return its descriptor."""
+    _any_how.flags, _any_how.mode, _any_how.resolve = flags, mode, resolve
+    fd = _syscall(_NR_OPENAT2, directory, path, _any_how_at, ctypes.sizeof(_OpenHow))
+    if fd < 0:
+        raise _failure()
+    return int(fd)
+
+
+class FileFacts(NamedTuple):
+    """What statx(2) tells of an open file without asking its filesystem."""
+
+    mode: int
+    """Type and permissions."""
+    owner: int
+    """Its uid, as the mount shows it."""
+    inode: int
+    size: int
+    mount: int | None
+    """An ID that no other mount ever has (STATX_MNT_ID_UNIQUE); None before Linux 6.8."""
+
+
+_STATX_FACTS = 0x1 | 0x2 | _STATX_UID | 0x100 | 0x200 | 0x4000
+_STATX_MNT_ID_UNIQUE = 0x4000
+# struct statx, linux/stat.h: stx_mask, stx_uid, stx_mode, stx_ino, stx_size, stx_mnt_id.
+_statx_facts = struct.Struct("=I16xI4xH2xQQ96xQ").unpack_from
+
+
+def facts_of(directory: int, path: bytes = b"") -> FileFacts:
+    """Look at a file, or at the one a descriptor is open on."""
+    flags = _AT_STATX_DONT_SYNC | _AT_EMPTY_PATH
+    if _statx(directory, path, flags, _STATX_FACTS, _statx_buffer_at) < 0:
+        raise _failure()
+    mask, uid, mode, inode, size, mount = _statx_facts(_statx_buffer)
+    return FileFacts(mode, uid, inode, size, mount if mask & _STATX_MNT_ID_UNIQUE else None)
+
+
+_fstatfs = _function("fstatfs", ctypes.c_int, ctypes.c_void_p, restype=ctypes.c_int)
+
+
+def filesystem_type(fd: int) -> int:
+    """Return the f_type of statfs(2), which may ask the filesystem, and wait for it."""
+    if _fstatfs(fd, _statx_buffer_at) < 0:
+        raise _failure()
+    return int.from_bytes(_statx_buffer.raw[:4], "little")
+
+
+_open_by_handle_at = _function(
+    "open_by_handle_at", ctypes.c_int, ctypes.c_void_p, ctypes.c_int, restype=ctypes.c_int
+)
+
+
+def open_by_handle_at(mount: int, handle: bytes, flags: int) -> int:
+    """Open a file by its handle, open_by_handle_at(2).
+
+    Args:
+        mount: a descriptor of anything on its mount.
+        handle: struct file_handle, whole.
+        flags: open flags.
+    """
+    buffer = ctypes.create_string_buffer(handle, len(handle))
+    fd = _open_by_handle_at(mount, ctypes.addressof(buffer), flags)
+    if fd < 0:
+        raise _failure()
+    return int(fd)
+
+
 def owner_if_cached(directory: int, path: bytes, follow: bool) -> int | None:
     """Return the owner (uid) of `path` if the kernel has it in memory, else None.
 
@@ -344,6 +423,131 @@ def owner(path: bytes) -> int:
     if _statx(AT_FDCWD, path, _AT_STATX_DONT_SYNC, _STATX_UID, _statx_buffer_at) < 0:
         raise _failure()
     return int(_statx_uid(_statx_buffer, 20)[0])
+
+
+# --- answering the calls of a seccomp listener ------------------------------------------
+
+_ioctl = _function(
+    "ioctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, restype=ctypes.c_int
+)  # fmt: skip
+_NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_NR_PIDFD_GETFD = 438  # the same on every architecture
+_PIDFD_THREAD = os.O_EXCL
+_address_syscall = _function(
+    "syscall", ctypes.c_long, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_void_p
+)  # fmt: skip
+_pidfd_getfd = _function("syscall", ctypes.c_int, ctypes.c_int, ctypes.c_uint)
+
+
+def device_control(fd: int, request: int, address: int) -> int:
+    """Make an ioctl(2) on memory that the kernel is to read or to fill itself.
+
+    fcntl.ioctl() has the kernel fill a buffer of its own, and whoever is killed before that is
+    copied has lost it.
+    """
+    result = _ioctl(fd, request, address)
+    if result < 0:
+        raise _failure()
+    return int(result)
+
+
+def address_of(memory: mmap.mmap | bytearray) -> int:
+    """Return where memory begins, which from now on stays as large as it is."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def open_thread(tid: int) -> int:
+    """Return a pidfd for a thread, or before Linux 6.9 for a thread group leader."""
+    try:
+        return os.pidfd_open(tid, _PIDFD_THREAD)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return os.pidfd_open(tid)
+
+
+def duplicate_of(pidfd: int, fd: int) -> int:
+    """Return a duplicate of another thread's descriptor: pidfd_getfd(2)."""
+    duplicate = _pidfd_getfd(_NR_PIDFD_GETFD, pidfd, fd, 0)
+    if duplicate < 0:
+        raise _failure()
+    return int(duplicate)
+
+
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 1 << 3
+# struct pidfd_info, linux/pidfd.h: mask, then at the end of its first version exit_code.
+_pidfd_info = struct.Struct("=Q52xi")
+
+
+def wait_status_of(pidfd: int) -> int | None:
+    """Return the wait status of a process that has ended and was reaped by its parent.
+
+    None where the kernel does not tell: before Linux 6.15.
+    """
+    info = bytearray(_pidfd_info.pack(_PIDFD_INFO_EXIT, 0))
+    try:
+        device_control(pidfd, _PIDFD_GET_INFO, address_of(info))
+    except OSError:
+        return None
+    mask, status = _pidfd_info.unpack(info)
+    return int(status) if mask & _PIDFD_INFO_EXIT else None
+
+
+_signalfd = _function(
+    "signalfd", ctypes.c_int, ctypes.c_void_p, ctypes.c_int, restype=ctypes.c_int
+)  # fmt: skip
+
+
+def open_signals(signals: Iterable[int]) -> int:
+    """Return a descriptor that can be read while one of these blocked signals is pending.
+
+    signalfd(2), for poll(2) only: sigtimedwait(2) takes the signal.
+    """
+    # sigset_t of the C library, of which the kernel reads the first 64 bits.
+    mask = ctypes.create_string_buffer(128)
+    struct.pack_into("=Q", mask, 0, sum(1 << (number - 1) for number in signals))
+    fd = _signalfd(-1, ctypes.addressof(mask), os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        raise _failure()
+    return int(fd)
+
+
+# --- being somebody else for a moment ---------------------------------------------------
+
+_setfsuid = _function("setfsuid", ctypes.c_uint, restype=ctypes.c_int)
+_setfsgid = _function("setfsgid", ctypes.c_uint, restype=ctypes.c_int)
+_NOBODY_AT_ALL = 0xFFFF_FFFF
+_capset = _function("capset", ctypes.c_void_p, ctypes.c_void_p, restype=ctypes.c_int)
+# struct __user_cap_header_struct with _LINUX_CAPABILITY_VERSION_3, and for ourselves.
+_cap_header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0), 8)
+_cap_header_at = ctypes.addressof(_cap_header)
+_cap_data = ctypes.create_string_buffer(24)
+_cap_data_at = ctypes.addressof(_cap_data)
+
+
+def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
+    """Set our own capability sets, bit N for capability N: capset(2)."""
+    low = 0xFFFF_FFFF
+    struct.pack_into(
+        "=6I", _cap_data, 0,
+        effective & low, permitted & low, inheritable & low,
+        effective >> 32, permitted >> 32, inheritable >> 32,
+    )  # fmt: skip
+    if _capset(_cap_header_at, _cap_data_at) < 0:
+        raise _failure()
+
+
+def set_filesystem_ids(uid: int, gid: int) -> None:
+    """Set fsuid and fsgid, credentials(7), apart from the effective IDs.
+
+    Raises:
+        PermissionError: they may not be set; setfsuid(2) itself does not say so.
+    """
+    _setfsgid(gid)
+    _setfsuid(uid)
+    if _setfsgid(_NOBODY_AT_ALL) != gid or _setfsuid(_NOBODY_AT_ALL) != uid:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 # --- becoming another program ---------------------------------------------------------
@@ -407,6 +611,34 @@ def install_seccomp_filter(program: bytes) -> None:
         raise _failure()
 
 
+_SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
+_SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 5
+
+
+def install_seccomp_listener(program: bytes) -> int:
+    """Install a classic BPF program like `install_seccomp_filter`, and return its listener.
+
+    Once a call was received from it, only a fatal signal interrupts that
+    (SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, commit c2aa2dfef243, Linux 5.19).
+
+    Raises:
+        PermissionError: without CAP_SYS_ADMIN it takes no_new_privs (seccomp(2), EACCES).
+        OSError: EBUSY: we are under a filter that has a listener; EINVAL: an older kernel.
+    """
+    code = ctypes.create_string_buffer(program, len(program))
+    prog = _SockFprog(len(program) // 8, ctypes.addressof(code))
+    fd = _address_syscall(
+        _NR_SECCOMP[os.uname().machine],
+        _SECCOMP_SET_MODE_FILTER,
+        _SECCOMP_FILTER_FLAG_NEW_LISTENER | _SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
+        ctypes.addressof(prog),
+    )
+    if fd < 0:
+        raise _failure()
+    return int(fd)
+
+
 def execvpe(argv: list[bytes], environment: list[bytes]) -> None:
     """Become `argv`, found through PATH as execvp(3) finds it; returns only by raising.
 
@@ -439,7 +671,7 @@ def is_child_subreaper() -> bool:
 
 def raw_syscall(number: int, *arguments: int | bytes) -> int:
     """Make a system call by its number; what it writes to a copy of `bytes` is thrown away."""
-    syscall = _libc["syscall"]  # not the one above, whose arguments have types
+    syscall = _libc["syscall"]
     syscall.restype = ctypes.c_long
     values = (
         ctypes.create_string_buffer(argument, len(argument))

@@ -97,18 +97,18 @@ def become(argv: Sequence[str], how: Supervision, user: User | None = None) -> N
 
     def serve(pid: int, report: int, start: Callable[[], None]) -> None:
         stops = Stops()
-        post = take_post(how, session, _say_in_syslog)
+        post = take_post(how, session, say_in_syslog)
         start()
         status = post.engine.serve(pid, {pid}, stops)
         started = not os.read(report, 1)
         post.leave(exit_status_of(status), began=started)
         if post.writer.lost:
             lost, trouble = post.writer.lost, post.writer.trouble
-            _say_in_syslog(f"trace {how.trace}: {lost} events lost ({trouble})")
+            say_in_syslog(f"trace {how.trace}: {lost} events lost ({trouble})")
 
     command = command_for(argv, filter_for(how.policy), user)
     try:
-        become_served(command, how.policy.options, serve, _say_in_syslog)
+        become_served(command, how.policy.options, serve, say_in_syslog)
     except NotServed:
         take_back(session)
         raise
@@ -167,7 +167,7 @@ def attach_for_good(pid: int, how: Supervision) -> int:
     def work(start: Callable[[], None]) -> None:
         tids: set[int] = set()
         seize_target(target, how.policy.options, tids.add)
-        post = take_post(how, session, _say_in_syslog)
+        post = take_post(how, session, say_in_syslog)
         for tid in tids:  # so that the guard knows whom to serve from the first moment
             post.roster.add(tid)
         try:
@@ -180,7 +180,7 @@ def attach_for_good(pid: int, how: Supervision) -> int:
         post.leave(exit_status_of(post.engine.serve(pid, tids, stops)))
 
     try:
-        return start_helper(f"supervisor of {pid}", work, _say_in_syslog)
+        return start_helper(f"supervisor of {pid}", work, say_in_syslog)
     except HelperDied:
         raise FlagshimError(
             f"the helper was killed; process {pid} may have the filter, and nobody who serves it",
@@ -222,9 +222,11 @@ def begin(argv: Sequence[str], how: Supervision, engine: str, uid: int) -> Sessi
     return begin_session(how.trace, row, ci.labels(os.environ))
 
 
-def _say_in_syslog(text: str) -> None:
+def say_in_syslog(text: str) -> None:
+    """Tell who looks into syslog(3) of a trouble, where nobody sees our stderr."""
     syslog.openlog("flagshim", syslog.LOG_PID, syslog.LOG_DAEMON)
     syslog.syslog(syslog.LOG_WARNING, text)
+    syslog.closelog()  # its descriptor is not to be another file's in processes forked later
 
 
 def check_command(command: str) -> None:

@@ -202,7 +202,7 @@ def absolute_path(tid: int, dirfd: int, path: bytes, root: bytes) -> bytes:
     if path.startswith(b"/"):
         return path if root == b"/" else root + path
     try:
-        base = os.readlink(_directory(tid, dirfd))
+        base = os.readlink(directory_of(tid, dirfd))
     except OSError:
         return path
     return base.rstrip(b"/") + b"/" + path if path else base
@@ -218,7 +218,7 @@ def owner_foreseen(tid: int, dirfd: int, path: bytes, follow: bool) -> int | Non
     if path.startswith(b"/"):
         return owner_if_cached(AT_FDCWD, path, follow)
     try:
-        directory = os.open(_directory(tid, dirfd), os.O_PATH | os.O_CLOEXEC)
+        directory = os.open(directory_of(tid, dirfd), os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -235,5 +235,6 @@ def root_of(tid: int) -> bytes:
         return b"/"
 
 
-def _directory(tid: int, dirfd: int) -> bytes:
+def directory_of(tid: int, dirfd: int) -> bytes:
+    """Return the name, below /proc, of the directory that a relative path starts from."""
     return b"/proc/%d/cwd" % tid if dirfd == AT_FDCWD else b"/proc/%d/fd/%d" % (tid, dirfd)

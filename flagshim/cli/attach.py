@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from flagshim.cli.engine import bpf_sessions, engine_option, supervision_for
+from flagshim.cli.engine import Engine, bpf_sessions, engine_option, supervision_for
 from flagshim.cli.options import report_on, seconds_option, sum_up, trace_option
 from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.policy import Fate
@@ -26,7 +26,7 @@ from flagshim.trace.location import new_trace
               "CAP_SYS_ADMIN, no_new_privs is set, and set-user-ID programs that it starts lose "
               "their privilege.")  # fmt: skip
 @trace_option("a new file")
-@engine_option
+@engine_option(Engine.PTRACE, Engine.BPF, Engine.AUTO)
 @supervision_options
 @click.argument("pid", type=click.IntRange(min=1))
 def attach(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from flagshim.cli.engine import Engine, engine_option, for_command
 from flagshim.cli.options import (
     COMMAND_SETTINGS,
     command_argument,
@@ -14,6 +15,7 @@ from flagshim.cli.options import (
 )
 from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.command import find_user
+from flagshim.notifying import become_notify
 from flagshim.session import become
 from flagshim.trace.location import shared_trace
 
@@ -24,11 +26,13 @@ from flagshim.trace.location import shared_trace
 )
 @user_option
 @trace_option("PROGRAM.db")
+@engine_option(Engine.PTRACE, Engine.NOTIFY, Engine.AUTO)
 @supervision_options
 @command_argument
 def exec(  # noqa: A001  (the command's name)
     user: str | None,
     trace: Path | None,
+    engine: str,
     asked: Asked,
     cmd: tuple[str, ...],
 ) -> int:
@@ -45,4 +49,6 @@ def exec(  # noqa: A001  (the command's name)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C ends us as it would end CMD
     cmd = command_from(cmd, "flagshim exec -- qemu-system-x86_64 …")
     as_user = find_user(user) if user is not None else None
-    become(cmd, asked.supervision(trace or shared_trace(cmd[0])), as_user)
+    file = trace or shared_trace(cmd[0])
+    chosen, how = for_command(engine, asked, file, cmd, bpf=False)
+    (become_notify if chosen is Engine.NOTIFY else become)(cmd, how, as_user)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from flagshim.cli.engine import bpf_sessions, engine_option, supervision_for
+from flagshim.cli.engine import Engine, bpf_sessions, engine_option, for_command
 from flagshim.cli.gates import announce, gate_options
 from flagshim.cli.options import (
     COMMAND_SETTINGS,
@@ -21,9 +21,9 @@ from flagshim.cli.options import (
 )
 from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.command import find_user
-from flagshim.engines.policy import Fate
 from flagshim.errors import EXIT_GATE, FlagshimError, say
 from flagshim.gates.judgement import Gate
+from flagshim.notifying import run_notify
 from flagshim.session import Outcome, supervise
 from flagshim.trace.location import new_trace
 from flagshim.trace.reader import TraceReader
@@ -35,7 +35,7 @@ from flagshim.trace.reader import TraceReader
 )
 @user_option
 @trace_option("a new file")
-@engine_option
+@engine_option(Engine.PTRACE, Engine.NOTIFY, Engine.BPF, Engine.AUTO)
 @supervision_options
 @status_option
 @gate_options
@@ -61,9 +61,13 @@ def run(
     cmd = command_from(cmd, "flagshim run -- qemu-system-x86_64 …")
     as_user = find_user(user) if user is not None else None
     file = trace or new_trace(cmd[0])
-    how = supervision_for(engine, asked, file, Fate.KILL)
-    bpf = bpf_sessions(engine, how)
-    outcome = bpf.run_bpf(cmd, how, as_user) if bpf else supervise(cmd, how, as_user)
+    chosen, how = for_command(engine, asked, file, cmd, bpf=True)
+    if chosen is Engine.NOTIFY:
+        outcome = run_notify(cmd, how, as_user)
+    elif bpf := bpf_sessions(chosen, how):
+        outcome = bpf.run_bpf(cmd, how, as_user)
+    else:
+        outcome = supervise(cmd, how, as_user)
     sum_up(outcome, file)
     if gate and not _passes(gate, file, outcome):
         return EXIT_GATE

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from flagshim.cli.engine import Engine, engine_option
 from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.reports.text import printable
 from flagshim.wrapper import write_wrapper
@@ -19,6 +20,7 @@ from flagshim.wrapper import write_wrapper
 @click.option("--trace", metavar="FILE", type=click.Path(path_type=Path),
               help="Trace of all its runs. Default: PROGRAM.db in $XDG_STATE_HOME/flagshim of "
               "whoever runs it.")  # fmt: skip
+@engine_option(Engine.PTRACE, Engine.NOTIFY, Engine.AUTO)
 @supervision_options
 @click.argument("program")
 def wrap(
@@ -26,6 +28,7 @@ def wrap(
     file: Path,
     force: bool,
     trace: Path | None,
+    engine: str,
     asked: Asked,
 ) -> int:
     """Write an executable FILE that stands for PROGRAM: it runs it through `flagshim exec`.
@@ -37,6 +40,7 @@ def wrap(
     """
     asked.supervision(Path())  # say now what would be wrong at every run
     options = ["-o", str(trace.absolute())] if trace else []
+    options += [] if engine == Engine.PTRACE else ["--engine", engine]
     options += asked.words()
     target = write_wrapper(program, file, options, force)
     click.echo(f"{printable(str(file))} stands for {printable(str(target))}")

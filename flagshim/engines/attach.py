@@ -35,7 +35,7 @@ from flagshim.linux import (
     ptrace_poke_user,
     ptrace_syscall,
 )
-from flagshim.seccomp import numbered_calls
+from flagshim.seccomp import traced_calls
 from flagshim.syscalls import X32_BIT
 
 _LEAVE_ON = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
@@ -145,7 +145,7 @@ class AttachEngine(Tracer):
     def __init__(self, policy: Policy, sink: Sink) -> None:
         super().__init__(policy, sink, Roster(), follows_standing=True)
         self._options = policy.options
-        self._calls = numbered_calls()
+        self._calls = traced_calls()
         self._leave_at: float | None = None
         self.left = False
         """Whether the program was left, and has not ended."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from flagshim import tracee
-from flagshim.engines.sink import Sink
+from flagshim.engines.sink import BlindSpots
 from flagshim.linux import AT_FDCWD, read_memory
 from flagshim.openflags import access_mode
 from flagshim.rules import Rule, Verdict, decide, flag_bits, fold_path
@@ -109,14 +109,13 @@ class Process:
 class CallReader:
     """Decodes calls, and asks the rules about them."""
 
-    def __init__(self, rules: Sequence[Rule], sink: Sink) -> None:
+    def __init__(self, rules: Sequence[Rule], sink: BlindSpots) -> None:
         self._rules = rules
         self._mask = sum(flag_bits(rules))
         self._sink = sink
 
-    def process(self, pid: int, tid: int) -> Process:
-        """Look at what a thread group runs just now."""
-        program = tracee.program_name(tid)
+    def process(self, pid: int, program: bytes) -> Process:
+        """Return a thread group that runs a program, with the rules that are for it."""
         rules = [rule for rule in self._rules if rule.matches_program(program)]
         return Process(pid, program, rules)
 
@@ -229,6 +228,7 @@ def event_of(
     resolved: bytes | None,
     result: int | None,
     error: str | None,
+    kept_because: Reason | None = None,
 ) -> OpenEvent:
     """Return the event of a call.
 
@@ -240,6 +240,7 @@ def event_of(
         resolved: path of the opened file.
         result: what a call that succeeded returned.
         error: name of the error of one that failed.
+        kept_because: why nothing was taken off, where that does not follow from the rest.
     """
     if call.cleared:
         decision = Decision.CLEARED
@@ -252,7 +253,7 @@ def event_of(
         )
     else:
         decision = Decision.KEPT
-        reason = (
+        reason = kept_because or (
             Reason.NO_RULE
             if not call.verdict.matched
             else Reason.ALLOWED

@@ -4,13 +4,19 @@ import errno
 import os
 import pwd
 import signal
+import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from flagshim.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, FlagshimError
-from flagshim.linux import execvpe, install_seccomp_filter, set_no_new_privs
+from flagshim.linux import (
+    execvpe,
+    install_seccomp_filter,
+    install_seccomp_listener,
+    set_no_new_privs,
+)
 
 REPORT = struct.Struct("=BI")
 """What is left of a process that could not become CMD: stage and errno."""
@@ -67,6 +73,8 @@ class Command:
     """What `build_filter` returned; None for an engine without one."""
     user: User | None
     """Whom to become; None for nobody else."""
+    listener_to: int | None
+    """Socket to send the listener of the filter to; None for a filter without one."""
     signal_mask: set[int | signal.Signals]
     """What was blocked when we were started."""
     chld_ignored: bool
@@ -87,7 +95,7 @@ class Command:
         try:
             _restore_signals(self.signal_mask, self.chld_ignored)
             if self.filter is not None:
-                _install(self.filter)
+                self._install(self.filter)
             stage = _USER
             if self.user is not None:
                 os.initgroups(self.user.name, self.user.gid)
@@ -99,9 +107,34 @@ class Command:
             raise NotStarted(stage, error.errno or 0) from None
         raise AssertionError("execvpe returned")
 
+    def _install(self, filter_program: bytes) -> None:
+        """Install the filter; give up set-user-ID programs only where the kernel insists.
+
+        Root has CAP_SYS_ADMIN and need not, so that setuid helpers of CMD go on working.
+        """
+        try:
+            self._try_to_install(filter_program)
+        except PermissionError:
+            set_no_new_privs()
+            self._try_to_install(filter_program)
+
+    def _try_to_install(self, filter_program: bytes) -> None:
+        if self.listener_to is None:
+            install_seccomp_filter(filter_program)
+            return
+        listener = install_seccomp_listener(filter_program)
+        with socket.socket(fileno=self.listener_to) as channel:
+            socket.send_fds(channel, [b"l"], [listener])
+        os.close(listener)
+
     def failure(self, reason: "NotStarted") -> FlagshimError:
         """Say why CMD did not start."""
         cause = os.strerror(reason.number)
+        if reason.stage == _FILTER and reason.number == errno.EBUSY:
+            return FlagshimError(
+                "a filter we are under has a listener already (a container runtime's?)",
+                "use --engine ptrace",
+            )
         if reason.stage == _FILTER:
             return FlagshimError(f"cannot install a seccomp filter: {cause}", "see flagshim doctor")
         if reason.stage == _USER:
@@ -109,13 +142,19 @@ class Command:
         return command_failure(os.fsdecode(self.argv[0]), reason.number)
 
 
-def command_for(argv: Sequence[str], filter_program: bytes | None, user: User | None) -> Command:
+def command_for(
+    argv: Sequence[str],
+    filter_program: bytes | None,
+    user: User | None,
+    listener_to: int | None = None,
+) -> Command:
     """Return a command that finds things as this process was started with them."""
     return Command(
         [os.fsencode(word) for word in argv],
         original_environment(),
         filter_program,
         user,
+        listener_to,
         signal.pthread_sigmask(signal.SIG_BLOCK, []),
         signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN,
     )
@@ -140,18 +179,6 @@ def command_failure(command: str, number: int) -> FlagshimError:
         errno.E2BIG: "its arguments and environment are too long",
     }.get(number, "see execve(2)")
     return FlagshimError(f"{command}: {os.strerror(number)}", hint, EXIT_NOT_EXECUTABLE)
-
-
-def _install(filter_program: bytes) -> None:
-    """Install the filter; give up set-user-ID programs only where the kernel insists.
-
-    Root has CAP_SYS_ADMIN and need not, so that setuid helpers of CMD go on working.
-    """
-    try:
-        install_seccomp_filter(filter_program)
-    except PermissionError:
-        set_no_new_privs()
-        install_seccomp_filter(filter_program)
 
 
 def _restore_signals(signal_mask: set[int | signal.Signals], chld_ignored: bool) -> None:

@@ -38,15 +38,18 @@ Work = Callable[[Callable[[], None]], None]
 Serve = Callable[[int, int, Callable[[], None]], None]
 
 
-def become_served(command: Command, options: int, serve: Serve, say: Say) -> NoReturn:
-    """Turn this process into `command`, traced by a helper that calls `serve`.
+def become_served(
+    command: Command, options: int | None, serve: Serve, say: Say, *kept: int
+) -> NoReturn:
+    """Turn this process into `command`, supervised by a helper that calls `serve`.
 
     Args:
         command: what to become.
-        options: PTRACE_O_*.
+        options: PTRACE_O_* to seize us with; None for an engine that is no tracer.
         serve: called in the helper with our PID, seized; a descriptor that gives a REPORT if
             CMD could not be started, and nothing if it was; and what to call when CMD may start.
         say: where the helper tells of what goes wrong later.
+        kept: descriptors that the helper needs.
 
     Raises:
         FlagshimError: CMD did not start, and this process is not traced or about to end.
@@ -59,17 +62,19 @@ def become_served(command: Command, options: int, serve: Serve, say: Say) -> NoR
     pid = os.getpid()
 
     def work(start: Callable[[], None]) -> None:
-        tracer = tracee.tracer_of(pid)
-        if tracer:
-            by = os.fsdecode(tracee.comm(tracer))
-            raise FlagshimError(f"it is traced by {by} (PID {tracer})")
-        ptrace_seize(pid, options)
+        if options is not None:
+            tracer = tracee.tracer_of(pid)
+            if tracer:
+                by = os.fsdecode(tracee.comm(tracer))
+                raise FlagshimError(f"it is traced by {by} (PID {tracer})")
+            ptrace_seize(pid, options)
         serve(pid, report_read, start)
 
     # Yama lets only ancestors trace unless one says who else may (prctl(2), PR_SET_PTRACER).
     allow_any_tracer(True)
     try:
-        start_helper(f"supervisor of {pid} ({command.name})", work, say, report_read)
+        role = "guard" if options is None else "supervisor"
+        start_helper(f"{role} of {pid} ({command.name})", work, say, report_read, *kept)
     except NotServed as error:
         raise NotServed(f"cannot be traced by a helper: {error}", "see flagshim doctor") from None
     os.close(report_read)

@@ -18,7 +18,7 @@ from flagshim.linux import (
     ptrace_poke_user,
 )
 from flagshim.rules import Rule, noatime_refusal
-from flagshim.seccomp import kind_of, numbered_calls
+from flagshim.seccomp import kind_of, traced_calls
 from flagshim.syscalls import (
     ABI_BY_AUDIT_ARCH,
     OPEN_HOW_MIN,
@@ -55,7 +55,7 @@ class OpenHandler:
         self._mount_namespace = mount_namespace_of("self")
         self._processes: dict[int, Process] = {}
         self._standing = 0
-        self._calls = numbered_calls()
+        self._calls = traced_calls()
 
     # --- stops ------------------------------------------------------------------------
 
@@ -326,7 +326,9 @@ class OpenHandler:
             pid = self._credentials(thread).pid
             process = self._processes.get(pid)
             if process is None:
-                process = self._processes[pid] = self._reader.process(pid, thread.tid)
+                process = self._processes[pid] = self._reader.process(
+                    pid, tracee.program_name(thread.tid)
+                )
             thread.process = process
         return thread.process
 

@@ -26,6 +26,9 @@ class Roster:
         """Forget a tracee."""
         self._memory[tid] = 0
 
+    def __contains__(self, tid: int) -> bool:
+        return self._memory[tid] == 1
+
     def tids(self) -> set[int]:
         """Return who was traced at last."""
         found = set()

@@ -7,7 +7,7 @@
 import functools
 from collections.abc import Iterable, Iterator
 
-from flagshim.probes import bpf, calls, filters, host, noatime, tracing
+from flagshim.probes import bpf, calls, filters, host, noatime, notify, tracing
 from flagshim.probes.finding import Finding, Probe, Status
 from flagshim.probes.trial import TrialError, attempt
 
@@ -21,6 +21,7 @@ __all__ = [
     "reason_bpf_unavailable",
     "reason_end_to_end_unavailable",
     "reason_i386_unavailable",
+    "reason_notify_unavailable",
     "reason_ptrace_unavailable",
     "reason_seccomp_unavailable",
 ]
@@ -35,6 +36,7 @@ PROBES: tuple[Probe, ...] = (
     filters.seccomp,
     filters.libseccomp,
     noatime.end_to_end,
+    notify.notify,
     calls.i386,
     calls.x32,
     calls.io_uring,
@@ -89,6 +91,13 @@ def reason_end_to_end_unavailable() -> str | None:
 def reason_bpf_unavailable() -> str | None:
     """Say why opens cannot be seen by BPF here; None if they can."""
     finding = bpf.watch()
+    return None if finding.status is Status.WORKS else finding.detail
+
+
+@functools.cache
+def reason_notify_unavailable() -> str | None:
+    """Say why calls cannot be held and answered by a listener here; None if they can."""
+    finding = notify.notify()
     return None if finding.status is Status.WORKS else finding.detail
 
 

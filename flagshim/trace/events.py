@@ -30,6 +30,24 @@ class Reason(StrEnum):
     """Only watched, and the kernel never began it: a seccomp filter was asked before."""
     WATCHED = "only watched"
     """Nobody meant to change it."""
+    FORESEEN = "not refused, as foreseen"
+    """The notify engine let the kernel make the call as asked, and is not told of the result."""
+    NOT_RESCUED_NEW_FILE = "not rescued: it may make a new file"
+    NOT_RESCUED_SPECIAL = "not rescued: a FIFO, a socket or a device"
+    NOT_RESCUED_PROC = "not rescued: a file of /proc or the like"
+    NOT_RESCUED_LINK = "not rescued: its path goes through /proc or /dev/fd"
+    NOT_RESCUED_ROOT = "not rescued: its path leaves its directory, in another root"
+    NOT_RESCUED_USER = "not rescued: flagshim cannot be the thread's user"
+    NOT_RESCUED_CONFINED = "not rescued: the program may be confined by Landlock"
+    NOT_RESCUED_STICKY = "not rescued: O_CREAT in a sticky directory"
+    NOT_RESCUED_MEMORY = "not rescued: the path cannot be read"
+    NOT_RESCUED_ASYNC = "not rescued: O_ASYNC changes as well"
+    NOT_RESCUED_LARGE = "not rescued: a large file, and no O_LARGEFILE"
+    NOT_RESCUED_BUSY = "not rescued: too many opens wait for filesystems"
+    NOT_RESCUED_FATAL = "not rescued: supervisors died with it"
+    NOT_RESCUED_DESCRIPTORS = "not rescued: flagshim has no descriptor left"
+    """The notify engine would have had to open the file for the program, and could not or must
+    not: the kernel made the call as asked."""
 
 
 class OpenEvent(NamedTuple):

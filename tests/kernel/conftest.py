@@ -124,7 +124,7 @@ def run(tmp_path: Path) -> Runner:
     return Runner(tmp_path)
 
 
-@pytest.fixture(params=["run", "exec", "attach", "inject"])
+@pytest.fixture(params=["run", "exec", "attach", "inject", "run notify", "exec notify"])
 def way(request: pytest.FixtureRequest, run: Runner, place: Place) -> "Way":
     """Run commands under flagshim by each of its commands in turn."""
     from tests.kernel.ways import Way

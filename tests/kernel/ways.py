@@ -71,6 +71,7 @@ class Way:
 
     def __init__(self, name: str, run: Runner, folder: Path) -> None:
         self.name = name
+        self.command, _, self.engine = name.partition(" ")
         self._run = run
         self._gate = folder / "gate"
 
@@ -78,9 +79,11 @@ class Way:
         self, argv: Sequence[str], *options: str, user: str | None = "nobody", **kwargs: object
     ) -> Run:
         """Run a command, as nobody unless `user` is None."""
-        if self.name == "run":
+        if self.engine == "notify":
+            options = ("--engine", "notify", *options)
+        if self.command == "run":
             return self._run.supervised(list(argv), *options, user=user, **kwargs)
-        if self.name == "exec":
+        if self.command == "exec":
             return self._exec(list(argv), *options, user=user, **kwargs)
         return self._attach(list(argv), *options, user=user, **kwargs)
 

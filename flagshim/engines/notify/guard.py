@@ -1,0 +1,238 @@
+"""The guard: starts supervisors, again if they die, and writes down what they tell.
+
+It has the listener all along, so that calls wait for the next supervisor, and it touches no
+program, so that nothing a program does can be its end. If it is killed itself, the supervisor
+that receives calls takes its place.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from flagshim import descriptors
+from flagshim.engines.notify.lanes import Lane, State
+from flagshim.engines.notify.post import Post
+from flagshim.engines.notify.serving import EVENT, SPOT, TROUBLE, as_event
+from flagshim.engines.notify.supervisor import Ended, Supervisor
+from flagshim.engines.relay import Relay
+from flagshim.engines.stops import WAITED
+from flagshim.errors import Say
+from flagshim.linux import open_signals, set_name, set_title
+from flagshim.status import listeners
+from flagshim.trace.writer import TraceWriter
+
+_LOOK_SECONDS = 0.05
+"""How long supervisors that have much to tell are left alone with it."""
+_CLOSE_UP_SECONDS = 0.005
+_PAUSE_MAX_SECONDS = 1.0
+
+Succeed = Callable[[Post], None]
+"""What a supervisor does whose guard was killed."""
+EXIT_NOBODY_LEFT = 0
+
+
+class Guard:
+    """Keeps a post manned."""
+
+    def __init__(self, post: Post, writer: TraceWriter, say: Say, succeed: Succeed) -> None:
+        """Guard a post.
+
+        Args:
+            post: to be kept.
+            writer: of the trace.
+            say: how to tell of a supervisor that died.
+            succeed: what becomes of a supervisor if we die.
+        """
+        self._post = post
+        self._writer = writer
+        self._say = say
+        self._succeed = succeed
+        self._deaths = 0
+        self._idle_deaths = 0
+        """How many died one after the other without having answered a call."""
+        self._answered_before = 0
+        self._command_status: int | None = None
+        self._command_stopped = False
+        self._nobody_left = False
+        self._leaving = False
+        self._pidfd = os.pidfd_open(os.getpid())
+        self._signals = open_signals(WAITED)
+        self._ears = select.poll()
+        self._ears.register(self._signals, select.POLLIN)
+        self._ears.register(post.wake, select.POLLIN)
+
+    def run(self, command: int | None = None) -> int | None:
+        """Guard until every thread with the filter has ended.
+
+        Args:
+            command: a child of ours that is the command: signals that are sent to us are passed
+                on to it.
+
+        Returns:
+            The wait status of the command; None without one, or if we were asked to end while
+            what it left goes on.
+        """
+        relay = None
+        if command is not None:
+            relay = Relay(lambda: self._recipients(command), lambda: self._command_stopped)
+        for lane in self._post.lanes:  # a successor finds some that have calls to be answered
+            if lane.call_id:
+                self._start(lane)
+        while not self._leaving:
+            if command is not None and self._command_status is None:
+                self._look_after(command)
+            told = self._listen()
+            manned = self._keep_manned()
+            if manned is None:
+                break
+            attend_again = relay is not None and relay.attend()
+            if told:
+                self._writer.flush_if_due()
+            sent = self._writer.flush() if not told else False
+            if self._post.lanes.guard_looks_soon and not told:
+                self._post.lanes.guard_looks_soon = False  # and look once more, before we sleep
+                continue
+            self._post.lanes.guard_looks_soon = told
+            idle = sent and manned and not attend_again
+            self._sleep(None if idle else _LOOK_SECONDS, relay)
+        self._listen()
+        os.close(self._signals)
+        os.close(self._pidfd)
+        return self._command_status
+
+    @property
+    def deaths(self) -> int:
+        """How many supervisors have died."""
+        return self._deaths
+
+    # --- waiting ------------------------------------------------------------------------
+
+    def _sleep(self, seconds: float | None, relay: Relay | None) -> None:
+        self._ears.poll(None if seconds is None else seconds * 1000)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._post.wake, 4096)
+        while info := signal.sigtimedwait(WAITED, 0):
+            if relay is not None and info.si_signo != signal.SIGCHLD:
+                relay.signalled(info)
+
+    def _recipients(self, command: int) -> set[int]:
+        """Return who gets a signal that was sent to us.
+
+        Once the command has ended it is for us, who were waiting for what that left behind.
+        """
+        if self._command_status is None:
+            return {command}
+        self._leaving = True
+        return set()
+
+    def _look_after(self, command: int) -> None:
+        """Take note of what becomes of the command, our child."""
+        options = os.WNOHANG | os.WUNTRACED | os.WCONTINUED
+        while True:
+            pid, status = os.waitpid(command, options)
+            if not pid:
+                return
+            if os.WIFSTOPPED(status):
+                self._command_stopped = True
+            elif os.WIFCONTINUED(status):
+                self._command_stopped = False
+            else:
+                self._command_status = status
+                self._post.confined.command_ended(status)
+                return
+
+    def _listen(self) -> bool:
+        """Write down what supervisors tell; tell whether they did."""
+        told = False
+        for lane in self._post.lanes:
+            for record, descriptor in lane.told():
+                told = True
+                match record[0]:
+                    case str(kind) if kind == EVENT:
+                        self._writer.record(as_event(record, descriptor))
+                    case str(kind) if kind == SPOT:
+                        _, spot, program = record
+                        assert isinstance(spot, str)
+                        assert isinstance(program, str | bytes)
+                        self._writer.blind_spot(spot, program)
+                    case str(kind) if kind == TROUBLE:
+                        self._writer.complain(str(record[1]))
+            if lost := lane.take_lost():
+                self._writer.lose(lost, "the guard did not get enough CPU")
+        return told
+
+    # --- supervisors --------------------------------------------------------------------
+
+    def _keep_manned(self) -> bool | None:
+        """Start supervisors where some are missing.
+
+        Returns:
+            Whether somebody receives calls; None if nobody has to any more.
+        """
+        lanes = self._post.lanes
+        for lane in lanes:
+            if not lane.pid:
+                continue
+            pid, status = os.waitpid(lane.pid, os.WNOHANG)
+            if not pid:
+                continue
+            if os.waitstatus_to_exitcode(status) == EXIT_NOBODY_LEFT:
+                lane.vacate()
+                self._nobody_left = True
+            else:
+                self._replace(lane, status)
+        if self._nobody_left:
+            return None if all(lane.state is State.NOBODY for lane in lanes) else True
+        if not any(lane.state in (State.RECEIVING, State.IN_RESERVE) for lane in lanes):
+            for lane in lanes:
+                if lane.state is State.NOBODY:
+                    return self._start(lane)
+        return True
+
+    def _replace(self, lane: Lane, status: int) -> None:
+        former = lane.pid
+        self._deaths += 1
+        answered = sum(each.answered for each in self._post.lanes)
+        self._idle_deaths = 0 if answered > self._answered_before else self._idle_deaths + 1
+        self._answered_before = answered
+        if self._idle_deaths > 1:
+            time.sleep(min(_CLOSE_UP_SECONDS * 2**self._idle_deaths, _PAUSE_MAX_SECONDS))
+        self._start(lane)
+        how = os.waitstatus_to_exitcode(status)
+        cause = f"killed by signal {-how}" if how < 0 else f"ended with {how}"
+        text = f"supervisor {former} was {cause}; {lane.pid} serves on, no call was lost"
+        self._writer.complain(text)
+        if self._deaths == 1:
+            self._say(f"{text} (said once; see the trace for others)")
+
+    def _start(self, lane: Lane) -> bool:
+        lane.state = State.IN_RESERVE
+        try:
+            pid = os.fork()
+        except OSError:  # no more processes just now: another time
+            lane.vacate()
+            return False
+        if pid == 0:
+            self._be_supervisor(lane)
+        lane.pid = pid
+        return True
+
+    def _be_supervisor(self, lane: Lane) -> NoReturn:
+        status = 1
+        try:
+            set_name("flagshim")
+            set_title(f"flagshim: supervisor of {self._post.command}")
+            descriptors.blank(0, 1)
+            descriptors.close_all_but(self._pidfd, *self._post.descriptors, *listeners())
+            ended = Supervisor(self._post, lane, self._pidfd).run()
+            if ended is Ended.NO_GUARD:
+                self._succeed(self._post)
+            status = EXIT_NOBODY_LEFT
+        except Exception as error:
+            self._say(f"a supervisor failed: {type(error).__name__}: {error}")
+        finally:
+            os._exit(status)

@@ -1,0 +1,246 @@
+"""Memory that supervisors of the notify engine share with their guard, and that outlives them.
+
+Each supervisor has a lane: the call it was last given, as the kernel itself put it there, and a
+ring of what it has to tell. SIGKILL may come between any two instructions. So there is an
+order: what will be told of a call is prepared, the call is answered, the telling is published,
+the call is forgotten. Whoever takes the lane over sees from what is there, and from whether the
+call still waits, which of these were done.
+"""
+
+import marshal
+import mmap
+import struct
+import time
+from collections.abc import Iterator
+from enum import IntEnum
+
+from flagshim.engines.notify.listener import NOTIFICATION_SIZE
+from flagshim.linux import address_of
+
+LANES = 31
+"""How many supervisors there can be at a time, all but one waiting for a filesystem."""
+
+_HEADER_SIZE = 256
+_RING_SIZE = 1 << 20
+_LANE_SIZE = _HEADER_SIZE + _RING_SIZE
+_SHARED_SIZE = 4096
+_CALL_AT = 128
+_ALIGNMENT = 8
+_RECORD = struct.Struct("=Ii")
+"""Before each record: its size with this and padding, and a descriptor."""
+_TO_THE_START = 0xFFFF_FFFF
+"""Instead of a size: the next record is at the start of the ring."""
+_NO_DESCRIPTOR = -1
+_PATIENCE = 101
+_PATIENCE_SECONDS = 1e-3
+"""How often, and how long each time, to wait for room in the ring before a record is lost."""
+
+_int = struct.Struct("=q")
+_PID, _STATE, _HEAD, _TAIL, _LOST, _ANSWERED, _PREPARED_AT, _PREPARED_END = range(0, 64, 8)
+_STRIKES, _STRUCK_CALL = 64, 72
+_NO_CALL = bytes(NOTIFICATION_SIZE)
+
+
+class State(IntEnum):
+    """What the supervisor of a lane does."""
+
+    NOBODY = 0
+    """There is none."""
+    IN_RESERVE = 1
+    """It waits for its turn to receive calls."""
+    RECEIVING = 2
+    AWAY = 3
+    """It is busy with a call that may have to wait, and receives no others."""
+
+
+class Lanes:
+    """All lanes, and what is known of all programs together."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _SHARED_SIZE + LANES * _LANE_SIZE)
+        self._lanes = [Lane(self._memory, n) for n in range(LANES)]
+
+    def __iter__(self) -> Iterator["Lane"]:
+        return iter(self._lanes)
+
+    def spare(self) -> bool:
+        """Tell whether somebody is there to receive calls, or could be, while another is away."""
+        return any(lane.state in (State.IN_RESERVE, State.NOBODY) for lane in self._lanes)
+
+    @property
+    def someone_confined(self) -> bool:
+        """Whether any thread has ever confined itself with landlock(7)."""
+        return self._memory[0] != 0
+
+    def confine_someone(self) -> None:
+        """Note that one has."""
+        self._memory[0] = 1
+
+    @property
+    def someone_adopts(self) -> bool:
+        """Whether any process adopts orphans, so that parents are not what they seem."""
+        return self._memory[1] != 0
+
+    def adopt_someone(self) -> None:
+        """Note that one does."""
+        self._memory[1] = 1
+
+    @property
+    def guard_looks_soon(self) -> bool:
+        """Whether the guard is going to read what is told, without being woken."""
+        return self._memory[2] != 0
+
+    @guard_looks_soon.setter
+    def guard_looks_soon(self, soon: bool) -> None:
+        self._memory[2] = soon
+
+
+class Lane:
+    """What one supervisor at a time writes, and the guard reads."""
+
+    def __init__(self, memory: mmap.mmap, number: int) -> None:
+        self.number = number
+        self._memory = memory
+        self._start = _SHARED_SIZE + number * _LANE_SIZE
+        self._ring = self._start + _HEADER_SIZE
+        self.call_address = address_of(memory) + self._start + _CALL_AT
+
+    # --- who ----------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """Of its supervisor; 0 for none."""
+        return self._get(_PID)
+
+    @pid.setter
+    def pid(self, pid: int) -> None:
+        self._set(_PID, pid)
+
+    @property
+    def state(self) -> State:
+        """What that does."""
+        return State(self._get(_STATE))
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._set(_STATE, state)
+
+    def vacate(self) -> None:
+        """Take note that its supervisor is gone."""
+        self._set(_PID, 0)
+        self.state = State.NOBODY
+
+    @property
+    def answered(self) -> int:
+        """How many calls were answered here."""
+        return self._get(_ANSWERED)
+
+    # --- the call -----------------------------------------------------------------------
+
+    @property
+    def call(self) -> bytes:
+        """What the kernel has put there: struct seccomp_notif."""
+        start = self._start + _CALL_AT
+        return self._memory[start : start + NOTIFICATION_SIZE]
+
+    @property
+    def call_id(self) -> int:
+        """Of the call that was received here and not forgotten yet; 0 for none."""
+        return self._get(_CALL_AT)
+
+    def strike(self) -> int:
+        """Count a supervisor that died with the call; return how many did."""
+        strikes = self._get(_STRIKES) + 1 if self._get(_STRUCK_CALL) == self.call_id else 1
+        self._set(_STRIKES, strikes)
+        self._set(_STRUCK_CALL, self.call_id)
+        return strikes
+
+    def forget_call(self) -> None:
+        """Make room for another call: it was answered, or waits no more."""
+        start = self._start + _CALL_AT
+        self._set(_ANSWERED, self._get(_ANSWERED) + 1)
+        self._memory[start : start + NOTIFICATION_SIZE] = _NO_CALL
+        self._set(_PREPARED_END, 0)
+
+    # --- what is told, by the supervisor ------------------------------------------------
+
+    def prepare(self, record: tuple[object, ...]) -> bool:
+        """Write down what is to be told of the call once it is answered.
+
+        Returns:
+            Whether there was room; else it is counted as lost.
+        """
+        payload = marshal.dumps(record)  # type: ignore[arg-type]
+        size = -(-(_RECORD.size + len(payload)) // _ALIGNMENT) * _ALIGNMENT
+        head = self._get(_HEAD)
+        left = _RING_SIZE - head % _RING_SIZE
+        start = head if size <= left else head + left
+        for _ in range(_PATIENCE):
+            if start + size - self._get(_TAIL) <= _RING_SIZE:
+                break
+            time.sleep(_PATIENCE_SECONDS)
+        else:
+            self._set(_LOST, self._get(_LOST) + 1)
+            return False
+        if start != head:
+            _RECORD.pack_into(self._memory, self._ring + head % _RING_SIZE, _TO_THE_START, 0)
+        at = self._ring + start % _RING_SIZE
+        _RECORD.pack_into(self._memory, at, size, _NO_DESCRIPTOR)
+        at += _RECORD.size
+        self._memory[at : at + len(payload)] = payload
+        self._set(_PREPARED_AT, start)
+        self._set(_PREPARED_END, start + size)
+        return True
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether something is to be told of the call."""
+        return self._get(_PREPARED_END) != 0
+
+    def is_published(self) -> bool:
+        """Tell whether it was told."""
+        return self._get(_HEAD) >= self._get(_PREPARED_END)
+
+    def publish(self, descriptor: int | None = None) -> None:
+        """Tell what was prepared.
+
+        Args:
+            descriptor: what the call returned, unless it failed or nobody knows.
+        """
+        if descriptor is not None:
+            at = self._ring + self._get(_PREPARED_AT) % _RING_SIZE + 4
+            self._memory[at : at + 4] = descriptor.to_bytes(4, "little", signed=True)
+        self._set(_HEAD, self._get(_PREPARED_END))
+
+    def withdraw(self) -> None:
+        """Do not tell what was prepared."""
+        self._set(_PREPARED_END, 0)
+
+    # --- what is told, to the guard -----------------------------------------------------
+
+    def told(self) -> Iterator[tuple[tuple[object, ...], int | None]]:
+        """Return what was told, with the descriptor, each once."""
+        tail, head = self._get(_TAIL), self._get(_HEAD)
+        while tail < head:
+            at = self._ring + tail % _RING_SIZE
+            size, descriptor = _RECORD.unpack_from(self._memory, at)
+            if size == _TO_THE_START:
+                tail += _RING_SIZE - tail % _RING_SIZE
+                continue
+            record = marshal.loads(self._memory[at + _RECORD.size : at + size])
+            yield record, None if descriptor == _NO_DESCRIPTOR else descriptor
+            tail += size
+            self._set(_TAIL, tail)
+
+    def take_lost(self) -> int:
+        """Return how many records there was no room for, since the last time."""
+        lost = self._get(_LOST)
+        if lost:
+            self._set(_LOST, 0)
+        return lost
+
+    def _get(self, offset: int) -> int:
+        return int(_int.unpack_from(self._memory, self._start + offset)[0])
+
+    def _set(self, offset: int, value: int) -> None:
+        _int.pack_into(self._memory, self._start + offset, value)

@@ -1,0 +1,134 @@
+"""The listener of a seccomp filter: calls that wait for an answer, and the answers.
+
+Structures and requests of include/uapi/linux/seccomp.h.
+"""
+
+import errno
+import struct
+from typing import NamedTuple
+
+from flagshim.linux import address_of, device_control
+
+NOTIFICATION_SIZE = 80
+"""Of struct seccomp_notif, in bytes."""
+
+_RECV = 0xC0502100
+_SEND = 0xC0182101
+_ID_VALID = 0x40082102
+_ADDFD = 0x40182103
+_USER_NOTIF_FLAG_CONTINUE = 1
+_ADDFD_FLAG_SEND = 2
+
+# struct seccomp_notif: id, pid, flags, then struct seccomp_data: nr, arch, ip, args[6].
+_notification = struct.Struct("=QIIiIQ6Q")
+_response = struct.Struct("=QqiI")  # id, val, error, flags
+_addfd = struct.Struct("=QIIII")  # id, flags, srcfd, newfd, newfd_flags
+_id = struct.Struct("=Q")
+
+
+class Notification(NamedTuple):
+    """A call that waits for an answer."""
+
+    id: int
+    tid: int
+    """As our PID namespace numbers it; 0 for a thread that is not in it."""
+    number: int
+    audit_arch: int
+    instruction: int
+    arguments: tuple[int, ...]
+
+
+def notification_in(memory: bytes) -> Notification:
+    """Read struct seccomp_notif."""
+    number, tid, _, call, audit_arch, instruction, *arguments = _notification.unpack(memory)
+    return Notification(
+        number, tid, call & 0xFFFF_FFFF, audit_arch, instruction, tuple(arguments)
+    )  # fmt: skip
+
+
+class Gone(Exception):
+    """The call waits no more: its thread was killed, or somebody else has answered."""
+
+
+class Listener:
+    """Answers calls. Not to be used by two threads at a time."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._buffer = bytearray(_response.size)
+        self._at = address_of(self._buffer)
+
+    def receive(self, address: int) -> bool:
+        """Have the kernel put the next call at an address, where all must be zero.
+
+        Returns:
+            Whether there was one.
+        """
+        try:
+            device_control(self.fd, _RECV, address)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINTR):  # killed just now
+                return False
+            raise
+        return True
+
+    def is_waiting(self, id_: int) -> bool:
+        """Tell whether a call still waits, which also says that its thread's ID is still its."""
+        _id.pack_into(self._buffer, 0, id_)
+        try:
+            device_control(self.fd, _ID_VALID, self._at)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def let_go_on(self, id_: int) -> None:
+        """Have the kernel make the call as the program asked.
+
+        Raises:
+            Gone: see there.
+        """
+        self._send(id_, 0, 0, _USER_NOTIF_FLAG_CONTINUE)
+
+    def succeed(self, id_: int, value: int) -> None:
+        """Have the call return a value.
+
+        Raises:
+            Gone: see there.
+        """
+        self._send(id_, value, 0, 0)
+
+    def fail(self, id_: int, number: int) -> None:
+        """Have the call fail with an errno.
+
+        Raises:
+            Gone: see there.
+        """
+        self._send(id_, 0, -number, 0)
+
+    def hand_over(self, id_: int, fd: int, flags: int) -> int:
+        """Give the thread a duplicate of our descriptor, and have its call return that.
+
+        Args:
+            id_: of the call.
+            fd: ours.
+            flags: O_CLOEXEC or 0, of the thread's descriptor.
+
+        Returns:
+            The thread's descriptor.
+
+        Raises:
+            Gone: see there.
+            OSError: the thread cannot have another (EMFILE); the call still waits.
+        """
+        _addfd.pack_into(self._buffer, 0, id_, _ADDFD_FLAG_SEND, fd, 0, flags)
+        try:
+            return device_control(self.fd, _ADDFD, self._at)
+        except FileNotFoundError:
+            raise Gone from None
+
+    def _send(self, id_: int, value: int, error: int, flags: int) -> None:
+        _response.pack_into(self._buffer, 0, id_, value, error, flags)
+        try:
+            device_control(self.fd, _SEND, self._at)
+        except FileNotFoundError:
+            raise Gone from None

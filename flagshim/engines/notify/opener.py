@@ -1,0 +1,446 @@
+"""Opening a file for a thread: as the thread would, with nothing but what the thread has.
+
+A file is looked up with O_PATH first, by the thread's own standing, directory and root. That
+opens nothing, and pins it down: what is decided of it, and then opened, is that file, whatever
+becomes of its name meanwhile.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+from flagshim import tracee
+from flagshim.engines.calls import OpenCall, signed
+from flagshim.engines.notify.standing import Impersonation, Standing
+from flagshim.linux import (
+    AT_FDCWD,
+    RESOLVE_BENEATH,
+    RESOLVE_CACHED,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    FileFacts,
+    duplicate_of,
+    facts_of,
+    filesystem_type,
+    open_by_handle_at,
+    open_thread,
+    openat2,
+)
+from flagshim.rules import noatime_refusal
+from flagshim.syscalls import I386, Kind
+from flagshim.trace.events import Reason
+
+_PROC = b"/proc/self/fd/%d"
+_LARGE = 1 << 31
+_O_LARGEFILE = 0o100000
+_WITH_EFFECT = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOCTTY
+_STICKY = stat.S_ISVTX | stat.S_IWOTH, stat.S_ISVTX | stat.S_IWGRP
+_ATTEMPTS = 7
+"""How often a path is looked up anew that somebody renames meanwhile (openat2(2), EAGAIN)."""
+_HANDLE_HEADER, _HANDLE_MAX = 8, 128
+
+_PSEUDO = frozenset(
+    {
+        "proc": 0x9FA0, "sysfs": 0x62656572, "cgroup": 0x27E0EB, "cgroup2": 0x63677270,
+        "debugfs": 0x64626720, "tracefs": 0x74726163, "securityfs": 0x73636673, "bpf": 0xCAFE4A11,
+        "configfs": 0x62656570, "nsfs": 0x6E736673, "pidfs": 0x50494446, "selinuxfs": 0xF97CFF8C,
+        "smackfs": 0x43415D53, "apparmorfs": 0x5A3C69F0, "efivarfs": 0xDE5E81E4, "autofs": 0x187,
+        "pstore": 0x6165676C, "binfmt_misc": 0x42494E4D, "mqueue": 0x19800202,
+        "binderfs": 0x6C6F6F70, "resctrl": 0x7655821, "anonymous inodes": 0x09041934,
+    }.values()
+)  # fmt: skip
+"""Filesystems (include/uapi/linux/magic.h) where it depends on who opened a file what it holds,
+or who may use it later."""
+_LOCAL = frozenset(
+    {
+        "ext2 to ext4": 0xEF53, "XFS": 0x58465342, "Btrfs": 0x9123683E, "F2FS": 0xF2F52010,
+        "bcachefs": 0xCA451A4E, "ZFS": 0x2FC12FC1, "tmpfs": 0x01021994, "ramfs": 0x858458F6,
+        "SquashFS": 0x73717368, "EROFS": 0xE0F5E1E2,
+    }.values()
+)  # fmt: skip
+"""Filesystems that never wait for a process or another machine."""
+
+
+class MayWait(Exception):
+    """It cannot be ruled out that a filesystem has to be waited for."""
+
+
+class Leave(Exception):
+    """The call is to go on as the program made it.
+
+    Args:
+        reason: why.
+        number: the errno that the kernel will refuse it with; 0 for none, or if nobody knows.
+    """
+
+    def __init__(self, reason: Reason, number: int = 0) -> None:
+        super().__init__(reason, number)
+        self.reason = reason
+        self.number = number
+
+
+class Opened(NamedTuple):
+    """A file that was opened for a thread."""
+
+    fd: int
+    path: bytes | None
+
+
+class Opener:
+    """Opens files for threads; and sets flags of descriptors they have."""
+
+    def __init__(self) -> None:
+        self._impersonation = Impersonation()
+        self._root = facts_of(AT_FDCWD, b"/")
+        self._local_mounts: set[int] = set()
+
+    def open(
+        self,
+        call: OpenCall,
+        tid: int,
+        thread: Standing,
+        is_waiting: Callable[[], bool],
+        patient: bool,
+    ) -> Opened:
+        """Open the file of a call that would be refused, without what it would be refused for.
+
+        Args:
+            call: `clear` is filled with the bits that were taken off, as is what led to it.
+            tid: the thread, which stands still.
+            thread: who that is.
+            is_waiting: tells whether the thread is still the one with that ID.
+            patient: whether to go on where a filesystem may have to be waited for.
+
+        Raises:
+            Leave: the call would not be refused, or not only for that, or must not be helped.
+            MayWait: only if not patient.
+            ProcessLookupError: the thread was killed meanwhile.
+        """
+        if call.flags & os.O_TMPFILE == os.O_TMPFILE or (
+            call.flags & os.O_CREAT and call.flags & os.O_EXCL
+        ):
+            raise Leave(_new_file(call))
+        if call.flags & os.O_CREAT and call.flags & os.O_DIRECTORY:
+            raise Leave(Reason.FAILED, errno.EINVAL)  # commit 43b450632676, Linux 6.4
+        if call.kind is Kind.OPENAT2:
+            self._check_how(call)
+        who = self._impersonation
+        if not who.can_be(thread, tid):
+            raise Leave(Reason.NOT_RESCUED_USER)
+        shared = who.shares_capabilities(thread, tid)
+        start, resolve = self._start(call, tid)
+        try:
+            if not patient:
+                resolve |= RESOLVE_CACHED
+            if not is_waiting():
+                raise ProcessLookupError
+            who.become(thread, shared)
+            try:
+                file = self._find(call, tid, start, resolve)
+                try:
+                    return self._open_found(call, tid, thread, file, shared, patient)
+                finally:
+                    os.close(file)
+            finally:
+                who.come_back()
+        finally:
+            if start != AT_FDCWD:
+                os.close(start)
+
+    def set_flags(
+        self, call: OpenCall, tid: int, thread: Standing, is_waiting: Callable[[], bool]
+    ) -> bytes | None:
+        """Do F_SETFL for a thread on the description that its descriptor stands for.
+
+        Raises:
+            Leave, ProcessLookupError: as above.
+        """
+        fd = signed(call.values[0])
+        now = tracee.fd_flags(tid, fd)
+        if now is None or now & os.O_PATH:
+            raise Leave(Reason.FAILED, errno.EBADF)
+        if (now ^ call.flags) & os.O_ASYNC:  # which would register our descriptor, not theirs
+            raise Leave(Reason.NOT_RESCUED_ASYNC)
+        who = self._impersonation
+        if not who.can_be(thread, tid):
+            raise Leave(Reason.NOT_RESCUED_USER)
+        shared = who.shares_capabilities(thread, tid)
+        duplicate = self._duplicate(tid, fd)
+        try:
+            if not is_waiting():
+                raise ProcessLookupError
+            who.become(thread, shared)
+            try:
+                self._decide(call, tid, thread, duplicate, facts_of(duplicate), shared)
+                set_flags(duplicate, call.flags & ~call.clear)
+            except OSError as error:
+                raise Leave(Reason.FAILED, error.errno or 0) from None
+            finally:
+                who.come_back()
+            return _name_of(duplicate)
+        finally:
+            os.close(duplicate)
+
+    # --- where it is --------------------------------------------------------------------
+
+    def _start(self, call: OpenCall, tid: int) -> tuple[int, int]:
+        """Return a descriptor that the path starts from, or AT_FDCWD, and how to resolve it."""
+        resolve = call.resolve | RESOLVE_NO_MAGICLINKS
+        if call.kind is Kind.OPEN_BY_HANDLE_AT:
+            return self._duplicate(tid, signed(call.values[0])), resolve
+        if not call.path:
+            raise Leave(Reason.FAILED if call.path == b"" else Reason.NOT_RESCUED_MEMORY)
+        try:
+            same_root = self._shares_root(tid)
+            if call.path.startswith(b"/") and not call.resolve & RESOLVE_IN_ROOT:
+                if call.resolve & RESOLVE_BENEATH:
+                    raise Leave(Reason.FAILED, errno.EXDEV)
+                if same_root:
+                    return AT_FDCWD, resolve
+                return os.open(b"/proc/%d/root" % tid, _DIRECTORY), resolve | RESOLVE_IN_ROOT
+            if not same_root and not call.resolve & RESOLVE_IN_ROOT:
+                resolve |= RESOLVE_BENEATH  # what leads out of there would lead into our root
+            return os.open(tracee.directory_of(tid, call.dirfd), _DIRECTORY), resolve
+        except FileNotFoundError:
+            if tracee.has_ended(tid):
+                raise ProcessLookupError from None
+            raise Leave(Reason.FAILED, errno.EBADF) from None
+        except NotADirectoryError:
+            raise Leave(Reason.FAILED, errno.ENOTDIR) from None
+        except OSError as error:
+            raise _ours(error, Reason.NOT_RESCUED_USER) from None
+
+    def _shares_root(self, tid: int) -> bool:
+        root = facts_of(AT_FDCWD, b"/proc/%d/root" % tid)
+        if root.mount is None:
+            return tracee.root_of(tid) == b"/" and _same_mounts(tid)
+        return (root.mount, root.inode) == (self._root.mount, self._root.inode)
+
+    @staticmethod
+    def _duplicate(tid: int, fd: int) -> int:
+        try:
+            thread = open_thread(tid)
+            try:
+                return duplicate_of(thread, fd)
+            finally:
+                os.close(thread)
+        except ProcessLookupError:
+            raise
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise Leave(Reason.FAILED, errno.EBADF) from None
+            raise _ours(error, Reason.NOT_RESCUED_USER) from None
+
+    @staticmethod
+    def _check_how(call: OpenCall) -> None:
+        """Ask the kernel whether it takes the flags, mode and resolve at all.
+
+        build_open_flags() in fs/open.c comes before the path, which is refused if empty.
+        """
+        try:
+            openat2(AT_FDCWD, b"", call.flags, call.mode, call.resolve)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise Leave(Reason.FAILED, error.errno or 0) from None
+
+    def _find(self, call: OpenCall, tid: int, start: int, resolve: int) -> int:
+        flags = os.O_PATH | os.O_CLOEXEC | call.flags & (os.O_NOFOLLOW | os.O_DIRECTORY)
+        if call.kind is Kind.OPEN_BY_HANDLE_AT:
+            return _find_by_handle(call, tid, start, flags, resolve)
+        assert call.path
+        for attempt in range(_ATTEMPTS):
+            try:
+                if call.flags & os.O_CREAT:
+                    return _find_to_create(call, start, flags, resolve)
+                return openat2(start, call.path, flags, 0, resolve)
+            except BlockingIOError:  # EAGAIN
+                if resolve & RESOLVE_CACHED:
+                    if call.resolve & RESOLVE_CACHED:
+                        raise Leave(Reason.FAILED, errno.EAGAIN) from None
+                    raise MayWait from None
+                if attempt == _ATTEMPTS - 1:
+                    raise Leave(Reason.NOT_RESCUED_ROOT) from None
+            except OSError as error:
+                raise self._lookup_failure(call, error, resolve) from None
+        raise AssertionError
+
+    @staticmethod
+    def _lookup_failure(call: OpenCall, error: OSError, resolve: int) -> Leave:
+        number = error.errno or 0
+        if number == errno.ENOENT and call.flags & os.O_CREAT:
+            return Leave(_new_file(call))
+        if number == errno.ELOOP and not call.resolve & RESOLVE_NO_MAGICLINKS:
+            return Leave(Reason.NOT_RESCUED_LINK)
+        if number == errno.EXDEV and resolve & ~call.resolve & RESOLVE_BENEATH:
+            return Leave(Reason.NOT_RESCUED_ROOT)
+        return _ours(error, Reason.FAILED)
+
+    # --- whether, and how ---------------------------------------------------------------
+
+    def _open_found(
+        self, call: OpenCall, tid: int, thread: Standing, file: int, shared: bool, patient: bool
+    ) -> Opened:
+        facts = facts_of(file)
+        if stat.S_ISLNK(facts.mode):
+            raise Leave(Reason.FAILED, errno.ELOOP)
+        if not patient and facts.mount not in self._local_mounts:
+            raise MayWait
+        if patient:
+            self._check_filesystem(file, facts)
+        special = not (stat.S_ISREG(facts.mode) or stat.S_ISDIR(facts.mode))
+        self._decide(call, tid, thread, file, facts, shared, may_open=not special)
+        if special:
+            raise Leave(Reason.NOT_RESCUED_SPECIAL, errno.EPERM if call.predicted else 0)
+        if call.abi is I386 and facts.size >= _LARGE and not call.flags & _O_LARGEFILE:
+            raise Leave(Reason.NOT_RESCUED_LARGE)
+        flags = call.flags & ~call.clear & ~(_WITH_EFFECT & ~os.O_TRUNC)
+        try:
+            fd = _reopen(file, flags, patient)
+        except BlockingIOError:
+            if patient or call.flags & os.O_NONBLOCK:
+                raise Leave(Reason.FAILED, errno.EAGAIN) from None
+            raise MayWait from None
+        except OSError as error:
+            raise _ours(error, Reason.FAILED) from None
+        return Opened(fd, _name_of(fd))
+
+    def _check_filesystem(self, file: int, facts: FileFacts) -> None:
+        type_ = filesystem_type(file)
+        if type_ in _PSEUDO:
+            raise Leave(Reason.NOT_RESCUED_PROC)
+        if type_ in _LOCAL and facts.mount is not None:
+            self._local_mounts.add(facts.mount)
+
+    def _decide(
+        self,
+        call: OpenCall,
+        tid: int,
+        thread: Standing,
+        file: int,
+        facts: FileFacts,
+        shared: bool,
+        may_open: bool = True,
+    ) -> None:
+        """Find out what the kernel would refuse the call for, as long as rules answer to it.
+
+        Raises:
+            Leave: nothing is to be taken off.
+        """
+        call.owner = facts.owner
+        asks = False
+        for number, bits, rule in call.verdict.clear_on:
+            foreseen = None
+            if noatime_refusal(number, bits):
+                foreseen = self._impersonation.foresees_refusal(facts.owner, thread, tid, shared)
+            if foreseen:
+                call.clear |= bits
+                call.rules.append(rule)
+                call.predicted = True
+            asks = asks or foreseen is None
+        if asks and not shared and thread.effective:
+            raise Leave(Reason.NOT_RESCUED_USER)
+        while asks and may_open:
+            number = _refusal(call, file)
+            asks = bool(number) and call.clear_after_refusal(number)
+        if not call.clear:
+            raise Leave(Reason.FORESEEN if may_open or not asks else Reason.NOT_RESCUED_SPECIAL)
+
+
+_DIRECTORY = os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY
+
+
+def _new_file(call: OpenCall) -> Reason:
+    """Return why a call that makes a file goes on: its owner is the thread, who keeps the flag."""
+    return Reason.NOT_RESCUED_NEW_FILE if call.verdict.clear else Reason.FORESEEN
+
+
+def _find_to_create(call: OpenCall, start: int, flags: int, resolve: int) -> int:
+    """Find a file that would be made if it were not there.
+
+    may_create_in_sticky() in fs/namei.c protects files in directories like /tmp from O_CREAT by
+    others, and only from that. So such a directory is left to the kernel.
+    """
+    assert call.path
+    parent, slash, name = call.path.rpartition(b"/")
+    if not name or name in (b".", b".."):
+        raise Leave(Reason.FAILED, errno.EISDIR)
+    directory = openat2(start, parent + slash or b".", _DIRECTORY, 0, resolve)
+    try:
+        mode = facts_of(directory).mode
+        if any(mode & bits == bits for bits in _STICKY):
+            raise Leave(Reason.NOT_RESCUED_STICKY)
+        inside = resolve & ~RESOLVE_IN_ROOT | RESOLVE_BENEATH
+        return openat2(directory, name, flags | os.O_NOFOLLOW, 0, inside)
+    finally:
+        os.close(directory)
+
+
+def _find_by_handle(call: OpenCall, tid: int, mount: int, flags: int, resolve: int) -> int:
+    if resolve & RESOLVE_CACHED:
+        raise MayWait
+    header = tracee.memory_or_none(tid, call.values[1], _HANDLE_HEADER)
+    size = int.from_bytes(header[:4], "little") if header else 0
+    handle = tracee.memory_or_none(tid, call.values[1], _HANDLE_HEADER + size)
+    if handle is None or not 0 < size <= _HANDLE_MAX:
+        raise Leave(Reason.FAILED)
+    try:
+        return open_by_handle_at(mount, handle, flags)
+    except OSError as error:
+        raise _ours(error, Reason.FAILED) from None
+
+
+def _refusal(call: OpenCall, file: int) -> int:
+    """Ask the kernel: return the errno that it refuses the call with, 0 if it does not."""
+    flags = call.flags & ~call.clear
+    try:
+        if call.kind is Kind.SETFL:
+            set_flags(file, flags)
+        else:
+            os.close(_reopen(file, flags & ~_WITH_EFFECT, patient=False))
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def _reopen(file: int, flags: int, patient: bool) -> int:
+    """Open what an O_PATH descriptor stands for, without a look at any path of it.
+
+    Not to wait for somebody's lease (fcntl(2), F_SETLEASE), it takes O_NONBLOCK; no other
+    regular file or directory is impressed by that, and the flag is taken away again.
+    """
+    flags &= ~os.O_NOFOLLOW
+    if patient or flags & os.O_NONBLOCK:
+        return os.open(_PROC % file, flags | os.O_CLOEXEC)
+    fd = os.open(_PROC % file, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    set_flags(fd, flags)
+    return fd
+
+
+def set_flags(fd: int, flags: int) -> None:
+    """F_SETFL of fcntl(2)."""
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & 0x7FFF_FFFF)
+
+
+def _name_of(fd: int) -> bytes | None:
+    try:
+        return os.readlink(_PROC % fd)
+    except OSError:
+        return None
+
+
+def _same_mounts(tid: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{tid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    except OSError:
+        return False
+
+
+def _ours(error: OSError, otherwise: Reason) -> Leave:
+    """Return why to leave a call: a shortage of ours is not what the program would meet."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return Leave(Reason.NOT_RESCUED_DESCRIPTORS)
+    return Leave(otherwise, error.errno or 0)

@@ -1,0 +1,291 @@
+"""Answering one call, in an order that a successor can go on from at any point of it."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from flagshim import tracee
+from flagshim.engines.calls import CallReader, OpenCall, Process, event_of
+from flagshim.engines.notify.lanes import Lane, Lanes
+from flagshim.engines.notify.listener import Gone, Listener, Notification
+from flagshim.engines.notify.opener import Leave, MayWait, Opened, Opener
+from flagshim.engines.notify.standing import Standing, read_standing
+from flagshim.engines.policy import Policy
+from flagshim.engines.roster import Roster
+from flagshim.seccomp import listened_calls
+from flagshim.syscalls import SECCOMP_FILTER_FLAG_NEW_LISTENER, X32_BIT, Kind
+from flagshim.trace.events import OpenEvent, Reason, text_or_bytes
+
+EVENT, SPOT, TROUBLE = "event", "spot", "trouble"
+"""What a record of a lane begins with."""
+
+
+class LaneSink:
+    """Tells of what is not the answer to a call."""
+
+    def __init__(self, lanes: Lanes, lane: Lane, poke: int) -> None:
+        self._lanes = lanes
+        self._lane = lane
+        self._poke = poke
+
+    def blind_spot(self, kind: str, program: str | bytes) -> None:
+        """Count something that may have opened files unseen."""
+        self.tell((SPOT, kind, program))
+
+    def complain(self, text: str) -> None:
+        """Note something that people should know of."""
+        self.tell((TROUBLE, text))
+
+    def tell(self, record: tuple[object, ...]) -> None:
+        """Tell the guard something at once."""
+        if self._lane.prepare(record):
+            self.publish()
+            self._lane.withdraw()
+
+    def publish(self, descriptor: int | None = None) -> None:
+        """Tell what was prepared, and wake the guard if it may sleep."""
+        self._lane.publish(descriptor)
+        if not self._lanes.guard_looks_soon:
+            with contextlib.suppress(OSError):  # full: it is awake; broken: it is dead
+                os.write(self._poke, b"r")
+
+
+class Server:
+    """Applies rules to the calls that a listener receives."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        listener: Listener,
+        lanes: Lanes,
+        lane: Lane,
+        confined: Roster,
+        poke: int,
+    ) -> None:
+        """Serve one lane.
+
+        Args:
+            policy: what to do with programs.
+            listener: that calls come from.
+            lanes: all of them.
+            lane: ours.
+            confined: processes that have confined themselves; knows the command, too.
+            poke: a pipe to the guard.
+        """
+        self.sink = LaneSink(lanes, lane, poke)
+        self._policy = policy
+        self._listener = listener
+        self._lanes = lanes
+        self._lane = lane
+        self._confined = confined
+        self._reader = CallReader(policy.rules, self.sink)
+        self._opener = Opener()
+        self._calls = listened_calls()
+        self._processes: dict[int, Process] = {}
+
+    def serve(self, call: Notification, patient: bool) -> None:
+        """Answer the call of our lane.
+
+        Raises:
+            MayWait: only if not patient; nothing was done then.
+        """
+        try:
+            self._answer(call, patient)
+        except MayWait:
+            raise
+        except (Gone, ProcessLookupError):
+            self._let_go_on(call)  # killed, most likely, and then this is in vain
+        except Exception as error:  # whatever it is, it must not cost the program its call
+            self.sink.blind_spot(f"error in flagshim, {type(error).__name__}: {error}", b"?")
+            self._let_go_on(call)
+        self._lane.forget_call()
+
+    def leave(self, call: Notification, reason: Reason) -> None:
+        """Have the call of our lane go on as it is, for a reason that has nothing to do with it."""
+        try:
+            self._answer(call, patient=False, reason=reason)
+        except (Gone, ProcessLookupError):
+            self._let_go_on(call)
+        self._lane.forget_call()
+
+    def _let_go_on(self, call: Notification) -> None:
+        with contextlib.suppress(Gone):
+            self._listener.let_go_on(call.id)
+
+    def _answer(self, call: Notification, patient: bool, reason: Reason | None = None) -> None:
+        kind = self._calls.get((call.audit_arch, call.number & ~X32_BIT))
+        if kind is None or not call.tid:
+            if kind is not None:
+                self.sink.blind_spot("thread of another PID namespace", b"?")
+            self._listener.let_go_on(call.id)
+            return
+        thread = read_standing(call.tid)
+        process = self._process(thread.pid, call.tid)
+        open_call = None
+        if self._is_open(kind, call, process):
+            key = (call.instruction, 0, call.number, *call.arguments)
+            open_call = self._reader.read(
+                call.tid, kind, call.audit_arch, key, process, lambda: tracee.root_of(call.tid)
+            )
+        if open_call is None:
+            self._listener.let_go_on(call.id)
+            return
+        open_call.tries = 1
+        try:
+            self._check(open_call, thread, reason)
+            if kind is Kind.SETFL:
+                self._set_flags(call, open_call, thread, process)
+            else:
+                self._open(call, open_call, thread, process, patient)
+        except Leave as leave:
+            self._leave(call, open_call, thread, process, leave)
+
+    def _is_open(self, kind: Kind, call: Notification, process: Process) -> bool:
+        """Take note of a call that is no open; tell whether it is one that rules are for."""
+        program = text_or_bytes(process.program)
+        if kind is Kind.IO_URING:
+            self.sink.blind_spot("io_uring", program)
+        elif kind is Kind.LISTENER:
+            if call.arguments[1] & SECCOMP_FILTER_FLAG_NEW_LISTENER:
+                self.sink.blind_spot("seccomp listener", program)
+        elif kind is Kind.LANDLOCK:
+            self._confined.add(process.pid)
+            self._lanes.confine_someone()
+            self.sink.blind_spot("landlock", program)
+        elif kind is Kind.REAPER:
+            self._lanes.adopt_someone()
+        elif self._policy.exemption.programs and self._is_exempt(process.pid):
+            self.sink.blind_spot("exempt", program)
+        else:
+            return True
+        return False
+
+    def _check(self, call: OpenCall, thread: Standing, reason: Reason | None) -> None:
+        if not call.clear and not call.verdict.clear_on:
+            raise Leave(Reason.FORESEEN if call.verdict.matched else Reason.NO_RULE)
+        if reason is not None:
+            raise Leave(reason)
+        if self._lanes.someone_confined and self._may_be_confined(thread.pid):
+            raise Leave(Reason.NOT_RESCUED_CONFINED)
+
+    # --- answers ------------------------------------------------------------------------
+
+    def _open(
+        self,
+        call: Notification,
+        open_call: OpenCall,
+        thread: Standing,
+        process: Process,
+        patient: bool,
+    ) -> None:
+        opened = self._opener.open(
+            open_call, call.tid, thread, lambda: self._listener.is_waiting(call.id), patient
+        )
+        try:
+            self._hand_over(call, open_call, thread, process, opened)
+        finally:
+            os.close(opened.fd)
+
+    def _hand_over(
+        self,
+        call: Notification,
+        open_call: OpenCall,
+        thread: Standing,
+        process: Process,
+        opened: Opened,
+    ) -> None:
+        open_call.cleared = open_call.clear
+        event = event_of(open_call, call.tid, process, thread.fsuid, opened.path, None, None)
+        told = self._lane.prepare((EVENT, *event))
+        fd = None
+        try:
+            fd = self._listener.hand_over(call.id, opened.fd, open_call.flags & os.O_CLOEXEC)
+        except Gone:
+            pass
+        except OSError as error:  # EMFILE: the thread has no room for another
+            number = error.errno or errno.EMFILE
+            name = errno.errorcode.get(number, str(number))
+            told = self._lane.prepare((EVENT, *event._replace(errno=name)))
+            self._listener.fail(call.id, number)
+        if told:
+            self.sink.publish(fd)
+
+    def _set_flags(
+        self, call: Notification, open_call: OpenCall, thread: Standing, process: Process
+    ) -> None:
+        path = self._opener.set_flags(
+            open_call, call.tid, thread, lambda: self._listener.is_waiting(call.id)
+        )
+        open_call.cleared = open_call.clear
+        event = event_of(open_call, call.tid, process, thread.fsuid, path, 0, None)
+        told = self._lane.prepare((EVENT, *event))
+        with contextlib.suppress(Gone):
+            self._listener.succeed(call.id, 0)
+        if told:
+            self.sink.publish(0)
+
+    def _leave(
+        self,
+        call: Notification,
+        open_call: OpenCall,
+        thread: Standing,
+        process: Process,
+        leave: Leave,
+    ) -> None:
+        open_call.rules.clear()
+        error = errno.errorcode.get(leave.number) if leave.number else None
+        event = event_of(
+            open_call, call.tid, process, thread.fsuid, open_call.full, None, error, leave.reason
+        )
+        told = self._lane.prepare((EVENT, *event))
+        with contextlib.suppress(Gone):
+            self._listener.let_go_on(call.id)
+        if told:
+            self.sink.publish()
+
+    # --- who ----------------------------------------------------------------------------
+
+    def _process(self, pid: int, tid: int) -> Process:
+        """Return what is known of a process, unless it runs another program by now."""
+        known = self._processes.get(pid)
+        program = tracee.program_name(tid)
+        if known is None or known.program != program:
+            if len(self._processes) >= _PROCESSES_MAX:
+                self._processes.clear()
+            known = self._processes[pid] = self._reader.process(pid, program)
+        return known
+
+    def _is_exempt(self, pid: int) -> bool:
+        return any(
+            self._policy.exemption.covers(tracee.names(each)) for each in self._ancestry(pid)
+        )
+
+    def _may_be_confined(self, pid: int) -> bool:
+        """Tell whether a process may have confined itself, or come of one that has."""
+        command = self._confined.command
+        ancestry = list(self._ancestry(pid))
+        return (
+            self._lanes.someone_adopts
+            or ancestry[-1] != command  # an orphan, whose parent nobody knows any more
+            or any(each in self._confined for each in ancestry)
+        )
+
+    def _ancestry(self, pid: int) -> Iterator[int]:
+        """Return a process, its parent and so on, up to the command or to where nothing is."""
+        command = self._confined.command
+        for _ in range(_GENERATIONS):
+            yield pid
+            if pid in (command, 0, 1):
+                return
+            pid = tracee.parent_of(pid)
+
+
+_PROCESSES_MAX = 1009
+_GENERATIONS = 101
+
+
+def as_event(record: tuple[object, ...], descriptor: int | None) -> OpenEvent:
+    """Return the event of a record that begins with EVENT."""
+    event = OpenEvent(*record[1:])  # type: ignore[arg-type]
+    return event if descriptor is None else event._replace(fd=descriptor)

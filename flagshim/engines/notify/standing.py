@@ -1,0 +1,189 @@
+"""Who a thread is to the kernel when it opens a file, and being that for a moment.
+
+A supervisor that opens a file for a thread must not be able to open more than the thread
+could: credentials(7), capabilities(7), user_namespaces(7), and the labels of security
+modules where there are any.
+"""
+
+import os
+import re
+from typing import NamedTuple
+
+from flagshim.credentials import CAP_FOWNER
+from flagshim.linux import set_capabilities, set_filesystem_ids
+
+_CAP_SETGID, _CAP_SETUID = 6, 7
+_WHO = re.compile(
+    rb"\nTgid:\t(?P<pid>\d+)\n(?:.*\n)*?"
+    rb"Uid:\t\d+\t(?P<euid>\d+)\t\d+\t(?P<fsuid>\d+)\n"
+    rb"Gid:\t\d+\t(?P<egid>\d+)\t\d+\t(?P<fsgid>\d+)\n(?:.*\n)*?"
+    rb"Groups:\t(?P<groups>[\d ]*)\n(?:.*\n)*?"
+    rb"CapInh:\t(?P<inheritable>[0-9a-f]+)\n"
+    rb"CapPrm:\t(?P<permitted>[0-9a-f]+)\n"
+    rb"CapEff:\t(?P<effective>[0-9a-f]+)\n"
+)
+_READ_SIZE = 8192
+
+
+class Standing(NamedTuple):
+    """What proc(5), status, tells of a thread."""
+
+    pid: int
+    """Thread group ID."""
+    euid: int
+    fsuid: int
+    egid: int
+    fsgid: int
+    groups: bytes
+    """Supplementary group IDs, as they stand there."""
+    inheritable: int
+    permitted: int
+    effective: int
+    """Capability sets, bit N for capability N."""
+
+    @property
+    def ids(self) -> tuple[int, int, int, int, bytes]:
+        """All but the capabilities."""
+        return self.euid, self.fsuid, self.egid, self.fsgid, self.groups
+
+
+def read_standing(tid: int) -> Standing:
+    """Look at a thread; credentials are each thread's own.
+
+    Raises:
+        ProcessLookupError: it is gone.
+    """
+    try:
+        fd = os.open(f"/proc/{tid}/status", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ProcessLookupError from None
+    try:
+        status = os.read(fd, _READ_SIZE)
+        while b"\nCapBnd:" not in status:  # up to 65,536 groups
+            more = os.read(fd, _READ_SIZE)
+            if not more:
+                break
+            status += more
+    finally:
+        os.close(fd)
+    match = _WHO.search(status)
+    if match is None:
+        raise ProcessLookupError(tid)
+    pid, euid, fsuid, egid, fsgid, groups, *sets = match.groups()
+    inheritable, permitted, effective = (int(value, 16) for value in sets)
+    return Standing(
+        int(pid), int(euid), int(fsuid), int(egid), int(fsgid), groups,
+        inheritable, permitted, effective,
+    )  # fmt: skip
+
+
+class Impersonation:
+    """This process, which may be somebody else for as long as an open takes."""
+
+    def __init__(self) -> None:
+        self._own = read_standing(os.getpid())
+        self._user_namespace = os.readlink("/proc/self/ns/user")
+        self._label = _label_of("self")
+        both = 1 << _CAP_SETUID | 1 << _CAP_SETGID
+        self._may_change = self._own.effective & both == both
+        self._groups = self._own.groups
+        """Those we have just now. Root has no use for its own, and leaves those of the last."""
+        self._changed = False
+        self._overflow = _overflow_uid()
+
+    def can_be(self, thread: Standing, tid: int) -> bool:
+        """Tell whether this process could be what a thread is, or less, and nothing more."""
+        if self._label is not None and _label_of(tid) != self._label:
+            return False
+        return self._may_change or self._own.ids == thread.ids
+
+    def shares_capabilities(self, thread: Standing, tid: int) -> bool:
+        """Tell whether a thread's capabilities mean the same as ours: one user namespace."""
+        return not thread.effective or _user_namespace_of(tid) == self._user_namespace
+
+    def become(self, thread: Standing, with_capabilities: bool) -> None:
+        """Be what a thread is, until `come_back`.
+
+        Args:
+            thread: who to be.
+            with_capabilities: whether its capabilities mean the same as ours; without them one
+                can open less, never more.
+        """
+        own = self._own
+        effective = thread.effective & own.permitted if with_capabilities else 0
+        if own.ids == thread.ids and own.effective == effective and self._groups == own.groups:
+            return
+        self._changed = True
+        if own.ids != thread.ids or self._groups != thread.groups:
+            if self._groups != thread.groups:
+                os.setgroups([int(group) for group in thread.groups.split()])
+                self._groups = thread.groups
+            os.setresgid(-1, thread.egid, -1)
+            os.setresuid(-1, thread.euid, -1)
+            if (thread.euid, thread.egid) != (thread.fsuid, thread.fsgid):
+                set_capabilities(own.permitted, own.permitted, own.inheritable)
+                set_filesystem_ids(thread.fsuid, thread.fsgid)
+        set_capabilities(effective, own.permitted, own.inheritable)
+
+    def come_back(self) -> None:
+        """Be ourselves again."""
+        if not self._changed:
+            return
+        own = self._own
+        set_capabilities(own.permitted, own.permitted, own.inheritable)
+        os.setresuid(-1, own.euid, -1)
+        os.setresgid(-1, own.egid, -1)
+        set_capabilities(own.effective, own.permitted, own.inheritable)
+        self._changed = False
+
+    def foresees_refusal(
+        self, owner: int, thread: Standing, tid: int, shares_capabilities: bool
+    ) -> bool | None:
+        """Tell whether the kernel refuses a thread O_NOATIME on a file: None to ask it.
+
+        As inode_owner_or_capable() in fs/inode.c has it.
+
+        Args:
+            owner: of the file, as its mount and our user namespace show it.
+            thread: who wants to open it.
+            tid: its ID.
+            shares_capabilities: whether it is in our user namespace.
+        """
+        if owner == self._overflow:  # or one whom our namespace has no number for
+            return None
+        if owner == thread.fsuid:
+            return False
+        if not thread.effective >> CAP_FOWNER & 1:
+            return True
+        return not shares_capabilities and not _is_mapped(owner, tid)
+
+
+def _is_mapped(uid: int, tid: int) -> bool:
+    """Tell whether a uid of ours has a number in a thread's user namespace."""
+    with open(f"/proc/{tid}/uid_map", "rb") as file:
+        ranges = [tuple(map(int, line.split())) for line in file]
+    return any(outside <= uid < outside + count for _, outside, count in ranges)
+
+
+def _user_namespace_of(tid: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/{tid}/ns/user")
+    except OSError:  # a thread that we may not look into
+        return None
+
+
+def _label_of(tid: int | str) -> bytes | None:
+    """Return the label that a security module has given a thread; None without such a module."""
+    try:
+        with open(f"/proc/{tid}/attr/current", "rb") as file:
+            return file.read() or None
+    except OSError:
+        return None
+
+
+def _overflow_uid() -> int:
+    try:
+        with open("/proc/sys/kernel/overflowuid", "rb") as file:
+            return int(file.read())
+    except OSError:
+        return 65534

@@ -1,0 +1,210 @@
+"""Sessions of the notify engine: calls held by a seccomp listener, supervisors that may die."""
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from flagshim import descriptors
+from flagshim.engines.command import Command, User, command_for
+from flagshim.engines.detach import NotServed, become_served
+from flagshim.engines.launch import fork_waiting
+from flagshim.engines.notify.guard import Guard
+from flagshim.engines.notify.post import Post, new_post
+from flagshim.engines.policy import Fate, Policy
+from flagshim.engines.stops import Stops
+from flagshim.errors import FlagshimError, Say, say
+from flagshim.linux import is_child_subreaper, set_title, wait_status_of
+from flagshim.openflags import bits_of
+from flagshim.posts import Supervision, exit_status_of
+from flagshim.rules import MACHINE, When, flag_bits
+from flagshim.seccomp import build_listener_filter
+from flagshim.session import (
+    Outcome,
+    begin,
+    check_command,
+    outcome_of,
+    say_in_syslog,
+    uid_of,
+)
+from flagshim.status import tell
+from flagshim.trace.store import Session, take_back
+from flagshim.trace.writer import TraceWriter
+
+ENGINE = "notify"
+
+
+def run_notify(argv: Sequence[str], how: Supervision, user: User | None = None) -> Outcome:
+    """Run a command under the notify engine until it and all it started have ended.
+
+    Args:
+        argv: the command, found through PATH.
+        how: rules and trace.
+        user: whom to run the command as; None for ourselves.
+
+    Raises:
+        FlagshimError: CMD or the trace is unusable; CMD has not run then.
+    """
+    check_command(argv[0])
+    handed_on = descriptors.inherited()
+    ours, theirs = socket.socketpair()
+    command = _command(argv, how.policy, user, theirs)
+    Stops()  # blocks the signals that we take when we look for them
+    session = begin(argv, how, ENGINE, uid_of(user))
+    tell("begin", session=session.id)
+    child = fork_waiting(command)
+    child.release()
+    theirs.close()
+    listener = _received(ours)
+    descriptors.blank(0, 1)  # stderr is for our last line
+    descriptors.close(handed_on)
+    writer = None
+    status = 0
+    if listener is not None:
+        post = new_post(how.policy, listener, child.pid, command.name)
+        writer = _writer(session, how, say)
+        status = Guard(post, writer, say, _successor(how, session, say)).run(child.pid) or 0
+    else:
+        os.waitpid(child.pid, 0)
+    reason = child.not_started()
+    if reason is not None or writer is None:
+        if writer is None:
+            take_back(session)
+        else:
+            writer.close(None, began=False)
+        if reason is None:
+            raise FlagshimError("CMD was killed before it began", "try again")
+        raise command.failure(reason)
+    exit_status = os.waitstatus_to_exitcode(status)
+    writer.close(exit_status)
+    return outcome_of(exit_status, writer, session)
+
+
+def become_notify(argv: Sequence[str], how: Supervision, user: User | None = None) -> NoReturn:
+    """Become a command, with a detached helper as the guard of those who supervise it.
+
+    Args:
+        argv: the command, found through PATH.
+        how: rules and trace.
+        user: whom to become; None to stay who we are.
+
+    Raises:
+        FlagshimError: CMD or the trace is unusable; CMD has not run then.
+    """
+    check_command(argv[0])
+    session = begin(argv, how, ENGINE, uid_of(user))
+    ours, theirs = socket.socketpair()
+    command = _command(argv, how.policy, user, theirs)
+    adopts = is_child_subreaper()
+
+    def serve(pid: int, report: int, start: Callable[[], None]) -> None:
+        Stops()
+        writer = _writer(session, how, say_in_syslog)
+        pidfd = os.pidfd_open(pid)
+        theirs.close()
+        start()
+        listener = _received(ours)
+        if listener is None:
+            writer.close(None, began=False)
+            return
+        post = new_post(how.policy, listener, pid, command.name)
+        if adopts:
+            post.lanes.adopt_someone()
+        Guard(post, writer, say_in_syslog, _successor(how, session, say_in_syslog)).run()
+        writer.close(exit_status_of(wait_status_of(pidfd)), began=not os.read(report, 1))
+
+    try:
+        become_served(command, None, serve, say_in_syslog, ours.fileno())
+    except NotServed:
+        take_back(session)
+        raise
+
+
+def why_not(policy: Policy) -> FlagshimError | None:
+    """Return the reason why this engine cannot do what is asked; None if it can."""
+    if policy.fate is Fate.KILL:
+        return FlagshimError(
+            "--engine notify: --if-supervisor-dies kill: others serve on if one dies",
+            "leave it out, or use --engine ptrace",
+        )
+    return None
+
+
+def rather_not(policy: Policy, argv: Sequence[str]) -> FlagshimError | None:
+    """Return the reason why another engine would do more of what is asked; None if none would."""
+    if any(rule.when is When.ALWAYS for rule in policy.rules):
+        cause = "a rule says always, and the notify engine takes nothing off when files are made"
+        return FlagshimError(cause)
+    program = shutil.which(argv[0])
+    if program is not None and _has_32_bits(program):
+        return FlagshimError(f"{argv[0]} is a program of 32 bits")
+    return None
+
+
+def _has_32_bits(program: str) -> bool:
+    with contextlib.suppress(OSError), open(program, "rb") as file:
+        return file.read(5) == b"\x7fELF\x01"  # ELFCLASS32 of elf(5)
+    return False
+
+
+def _command(
+    argv: Sequence[str], policy: Policy, user: User | None, listener_to: socket.socket
+) -> Command:
+    bits = flag_bits(policy.rules)
+    program = build_listener_filter(bits, bits_of("O_PATH", MACHINE))
+    return command_for(argv, program, user, listener_to.fileno())
+
+
+def _received(channel: socket.socket) -> int | None:
+    """Wait for the listener; None if the command ended before it had one."""
+    with channel:
+        _, fds, _, _ = socket.recv_fds(channel, 1, 1)
+    return fds[0] if fds else None
+
+
+def _writer(session: Session, how: Supervision, say: Say) -> TraceWriter:
+    try:
+        return TraceWriter(session, say, how.keep)
+    except OSError as error:
+        take_back(session)
+        raise FlagshimError(
+            f"cannot start a process of our own: {error.strerror}", "see ulimit -u and ulimit -n"
+        ) from None
+
+
+def _successor(how: Supervision, session: Session, say: Say) -> Callable[[Post], None]:
+    """Return what a supervisor does whose guard was killed: it takes its place."""
+
+    def succeed(post: Post) -> None:
+        set_title(f"flagshim: guard of {post.command}")
+        _end_supervisors(post)
+        writer = TraceWriter(session, say, how.keep, without=True)
+        text = f"the guard died; {os.getpid()} has taken its place, no call was lost"
+        writer.complain(text)
+        say(text)
+        Guard(post, writer, say, succeed).run()
+        command = post.confined.command
+        writer.close(None if command else os.waitstatus_to_exitcode(post.confined.status))
+
+    return succeed
+
+
+def _end_supervisors(post: Post) -> None:
+    """End those that the former guard has started: a guard can wait only for its own."""
+    for lane in post.lanes:
+        pid = lane.pid
+        lane.vacate()
+        if pid in (0, os.getpid()):
+            continue
+        with contextlib.suppress(OSError):
+            end = os.pidfd_open(pid)
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                ours = file.read().startswith(f"flagshim: supervisor of {post.command}".encode())
+            if ours:
+                signal.pidfd_send_signal(end, signal.SIGKILL)
+                select.select([end], [], [])
+            os.close(end)
