@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import select
 import shutil
-import signal
 import socket
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -181,7 +179,6 @@ def _successor(how: Supervision, session: Session, say: Say) -> Callable[[Post],
 
     def succeed(post: Post) -> None:
         set_title(f"flagshim: guard of {post.command}")
-        _end_supervisors(post)
         writer = TraceWriter(session, say, how.keep, without=True)
         text = f"the guard died; {os.getpid()} has taken its place, no call was lost"
         writer.complain(text)
@@ -191,20 +188,3 @@ def _successor(how: Supervision, session: Session, say: Say) -> Callable[[Post],
         writer.close(None if command else os.waitstatus_to_exitcode(post.confined.status))
 
     return succeed
-
-
-def _end_supervisors(post: Post) -> None:
-    """End those that the former guard has started: a guard can wait only for its own."""
-    for lane in post.lanes:
-        pid = lane.pid
-        lane.vacate()
-        if pid in (0, os.getpid()):
-            continue
-        with contextlib.suppress(OSError):
-            end = os.pidfd_open(pid)
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                ours = file.read().startswith(f"flagshim: supervisor of {post.command}".encode())
-            if ours:
-                signal.pidfd_send_signal(end, signal.SIGKILL)
-                select.select([end], [], [])
-            os.close(end)

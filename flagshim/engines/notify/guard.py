@@ -90,14 +90,12 @@ class Guard:
             if manned is None:
                 break
             attend_again = relay is not None and relay.attend()
-            if told:
-                self._writer.flush_if_due()
-            sent = self._writer.flush() if not told else False
+            sent = self._writer.flush()  # what we hold is lost with us, what lanes hold is not
             if self._post.lanes.guard_looks_soon and not told:
                 self._post.lanes.guard_looks_soon = False  # and look once more, before we sleep
                 continue
             self._post.lanes.guard_looks_soon = told
-            idle = sent and manned and not attend_again
+            idle = sent and manned and not told and not attend_again
             self._sleep(None if idle else _LOOK_SECONDS, relay)
         self._listen()
         os.close(self._signals)
@@ -228,11 +226,30 @@ class Guard:
             set_title(f"flagshim: supervisor of {self._post.command}")
             descriptors.blank(0, 1)
             descriptors.close_all_but(self._pidfd, *self._post.descriptors, *listeners())
-            ended = Supervisor(self._post, lane, self._pidfd).run()
-            if ended is Ended.NO_GUARD:
+            supervisor = Supervisor(self._post, lane, self._pidfd)
+            if supervisor.run() is Ended.NO_GUARD:
+                end_supervisors(self._post)
+                supervisor.let_others_receive()
                 self._succeed(self._post)
             status = EXIT_NOBODY_LEFT
         except Exception as error:
             self._say(f"a supervisor failed: {type(error).__name__}: {error}")
         finally:
             os._exit(status)
+
+
+def end_supervisors(post: Post) -> None:
+    """End all but ourselves: a guard can wait only for those it has started."""
+    for lane in post.lanes:
+        pid = lane.pid
+        lane.vacate()
+        if pid in (0, os.getpid()):
+            continue
+        with contextlib.suppress(OSError):
+            end = os.pidfd_open(pid)
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                ours = file.read().startswith(f"flagshim: supervisor of {post.command}".encode())
+            if ours:
+                signal.pidfd_send_signal(end, signal.SIGKILL)
+                select.select([end], [], [])
+            os.close(end)

@@ -18,6 +18,8 @@ from flagshim.engines.notify.serving import Server
 from flagshim.engines.stops import SPIN_SECONDS
 from flagshim.trace.events import Reason
 
+_LOOK_SECONDS = 0.05
+"""How often a busy supervisor looks after its guard."""
 _STRIKES = 3
 """How many supervisors may die with a call before it is let go on as it is."""
 
@@ -55,20 +57,25 @@ class Supervisor:
         self._cold = select.poll()
         self._cold.register(post.listener, select.POLLIN)
         self._cold.register(guard, select.POLLIN)
+        self._guard = guard
+        self._next_look = 0.0
         # On one CPU nobody else runs while we poll.
         self._spin = SPIN_SECONDS if len(os.sched_getaffinity(0)) > 1 else 0.0
 
     def run(self) -> Ended:
-        """Serve until there is nobody left, or no guard."""
+        """Serve until there is nobody left, or no guard; then nobody else receives calls."""
         self._succeed()
         self._take_turn()
         while True:
             ended = self._wait()
             if ended is not None:
-                self._baton.drop()
                 return ended
             if self._listener.receive(self._lane.call_address):
                 self._serve()
+
+    def let_others_receive(self) -> None:
+        """Have done with receiving calls."""
+        self._baton.drop()
 
     def _succeed(self) -> None:
         """Go on with the call that the lane's former supervisor died with."""
@@ -97,17 +104,23 @@ class Supervisor:
     def _wait(self) -> Ended | None:
         """Wait for a call, polling for a moment: waking an idle CPU takes longest."""
         poll = self._hot.poll
-        ready = poll(0)
-        if not ready and self._spin:
-            end = time.perf_counter() + self._spin
-            while not ready and time.perf_counter() < end:
-                os.sched_yield()
-                ready = poll(0)
-        ready = ready or self._cold.poll()
-        for fd, events in ready:
-            if fd == self._listener.fd:
-                return None if events & select.POLLIN else Ended.NOBODY_LEFT
-        return Ended.NO_GUARD
+        while True:
+            ready = poll(0)
+            now = time.perf_counter()
+            if not ready and self._spin:
+                end = now + self._spin
+                while not ready and time.perf_counter() < end:
+                    os.sched_yield()
+                    ready = poll(0)
+            if not ready or now > self._next_look:  # a busy one looks after its guard, too
+                self._next_look = now + _LOOK_SECONDS
+                ready = self._cold.poll(0 if ready else None)
+            events = dict(ready)
+            if self._guard in events:
+                return Ended.NO_GUARD
+            if self._listener.fd in events:
+                left = events[self._listener.fd] & select.POLLIN
+                return None if left else Ended.NOBODY_LEFT
 
     def _serve(self) -> None:
         call = notification_in(self._lane.call)
