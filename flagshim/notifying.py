@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+import select
 import shutil
 import socket
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from flagshim import descriptors
+from flagshim import descriptors, tracee
 from flagshim.engines.command import Command, User, command_for
 from flagshim.engines.detach import NotServed, become_served
 from flagshim.engines.launch import fork_waiting
@@ -34,6 +35,8 @@ from flagshim.trace.store import Session, take_back
 from flagshim.trace.writer import TraceWriter
 
 ENGINE = "notify"
+_END_SECONDS = 5.0
+"""How long a command whose filter is gone may take to end altogether."""
 
 
 def run_notify(argv: Sequence[str], how: Supervision, user: User | None = None) -> Outcome:
@@ -113,7 +116,7 @@ def become_notify(argv: Sequence[str], how: Supervision, user: User | None = Non
         if adopts:
             post.lanes.adopt_someone()
         Guard(post, writer, say_in_syslog, _successor(how, session, say_in_syslog)).run()
-        writer.close(exit_status_of(wait_status_of(pidfd)), began=not os.read(report, 1))
+        writer.close(exit_status_of(_wait_status(pid, pidfd)), began=not os.read(report, 1))
 
     try:
         become_served(command, None, serve, say_in_syslog, ours.fileno())
@@ -162,6 +165,13 @@ def _received(channel: socket.socket) -> int | None:
     with channel:
         _, fds, _, _ = socket.recv_fds(channel, 1, 1)
     return fds[0] if fds else None
+
+
+def _wait_status(pid: int, pidfd: int) -> int | None:
+    """Return how a process that is not our child has ended, if the kernel tells."""
+    select.select([pidfd], [], [], _END_SECONDS)
+    status = tracee.wait_status_of_zombie(pid)
+    return wait_status_of(pidfd) if status is None else status
 
 
 def _writer(session: Session, how: Supervision, say: Say) -> TraceWriter:

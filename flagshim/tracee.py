@@ -124,6 +124,16 @@ def has_ended(tid: int) -> bool:
         return True
 
 
+def wait_status_of_zombie(pid: int) -> int | None:
+    """Return the wait status of a process that has ended and is not reaped yet, else None."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b") ")[2].split()
+    except OSError:
+        return None
+    return int(fields[49]) if fields[0] == b"Z" else None  # state, exit_code of proc(5)
+
+
 def is_alive(pid: int) -> bool:
     """Tell whether a process has a thread that runs, though its leader may have ended."""
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flagshim.probes import reason_notify_unavailable
 from tests.kernel.asked import Asked
 from tests.support import REPOSITORY, flagshim_command, require, rows
 
@@ -124,12 +125,35 @@ def run(tmp_path: Path) -> Runner:
     return Runner(tmp_path)
 
 
-@pytest.fixture(params=["run", "exec", "attach", "inject", "run notify", "exec notify"])
+_TRACING = ["run", "exec", "attach", "inject"]
+_LISTENING = ["run notify", "exec notify"]
+
+
+@pytest.fixture(params=_TRACING + _LISTENING)
 def way(request: pytest.FixtureRequest, run: Runner, place: Place) -> "Way":
-    """Run commands under flagshim by each of its commands in turn."""
+    """Run commands under flagshim by each of its commands and engines in turn."""
+    return _way(request, run, place)
+
+
+@pytest.fixture(params=_TRACING)
+def tracing_way(request: pytest.FixtureRequest, run: Runner, place: Place) -> "Way":
+    """The same where a test is about what only a tracer does."""
+    return _way(request, run, place)
+
+
+@pytest.fixture(params=_LISTENING)
+def listening_way(request: pytest.FixtureRequest, run: Runner, place: Place) -> "Way":
+    """The same where a test is about what only the notify engine does."""
+    return _way(request, run, place)
+
+
+def _way(request: pytest.FixtureRequest, run: Runner, place: Place) -> "Way":
     from tests.kernel.ways import Way
 
-    return Way(request.param, run, place.path)
+    way = Way(request.param, run, place.path)
+    if way.holds_by_listener:
+        require("notify", reason_notify_unavailable())
+    return way
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +11,11 @@ import pytest
 
 from tests.kernel.asked import Asked
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
+from tests.kernel.storms import PROCESSES, THREADS, Storm
 from tests.kernel.ways import attach, children, tracer_of, wait_until
 from tests.support import REPOSITORY, flagshim_command, rows
 
-PROCESSES, THREADS, OPENS, FEWER = 8, 4, 100_003, 30_011
+OPENS, FEWER = 100_003, 30_011
 MODES = pytest.mark.parametrize(("mode", "opens"), [("run", OPENS), ("exec", FEWER)])
 KEPT_NS = 500_000_000
 """What may be missing of the time before a supervisor's end. It is 100 ms on a quiet machine."""
@@ -23,60 +23,21 @@ GAP_NS = 3_000_000_000
 """When a successor serves at the latest. It takes some milliseconds on a quiet machine."""
 
 
-class Storm:
-    """A program under a supervisor that makes opens as fast as it can."""
-
-    def __init__(
-        self, run: Runner, program: str, place: Place, mode: str, *options: str, opens: int = OPENS
-    ) -> None:
-        self.log = place.path / "log"
-        self.log.write_bytes(bytes(8 * opens))
-        self.log.chmod(0o666)
-        self.opens = opens
-        argv = [program, str(PROCESSES), str(THREADS), str(opens), str(place.file), str(self.log)]
-        command = run.command(argv, *options)
-        command[command.index("run")] = mode
-        self.trace = run.trace
-        self.process = subprocess.Popen(
-            command, cwd=REPOSITORY, stderr=subprocess.PIPE, start_new_session=True
-        )
-        self.program = program
-        wait_until(self.threads)
-        self.supervisor = tracer_of(next(iter(self.threads())))
-
-    def threads(self) -> set[int]:
-        """IDs of the processes that run the program."""
-        found = set()
-        for name in os.listdir("/proc"):
-            if name.isdecimal():
-                try:
-                    if os.readlink(f"/proc/{name}/exe") == self.program:
-                        found.add(int(name))
-                except OSError:
-                    continue
-        return found
-
-    def times(self) -> list[int]:
-        """When the opens that are done returned; minus that where they failed."""
-        return [ns for (ns,) in struct.iter_unpack("=q", self.log.read_bytes()) if ns]
-
-    def events(self) -> int:
-        return rows(self.trace, "SELECT count(*) FROM event")[0][0]
+def supervisor_of(storm: Storm) -> int:
+    return tracer_of(next(iter(storm.threads())))
 
 
 @pytest.fixture
 def start(run: Runner, build: Build, place: Place) -> Iterator[Callable[..., Storm]]:
     storms: list[Storm] = []
 
-    def start_(mode: str, *options: str, **kwargs: int) -> Storm:
-        storms.append(Storm(run, build("endure"), place, mode, *options, **kwargs))
+    def start_(mode: str, *options: str, opens: int = OPENS) -> Storm:
+        storms.append(Storm(run, build("endure"), place, mode, *options, opens=opens))
         return storms[-1]
 
     yield start_
     for storm in storms:
-        for pid in storm.threads():
-            os.kill(pid, signal.SIGKILL)
-        storm.process.communicate(timeout=SECONDS)
+        storm.end()
 
 
 def check(trace: Path) -> None:
@@ -88,7 +49,7 @@ def test_kill_takes_the_program_along(start: Callable[..., Storm], mode: str, op
     storm = start(mode, opens=opens)
     wait_until(lambda: storm.events() > opens * 2 // 3)
     moment = time.time_ns()
-    os.kill(storm.supervisor, signal.SIGKILL)
+    os.kill(supervisor_of(storm), signal.SIGKILL)
     wait_until(lambda: not storm.threads())
     storm.process.communicate(timeout=SECONDS)
     assert storm.process.returncode == -signal.SIGKILL
@@ -108,7 +69,7 @@ def test_continue_serves_on(start: Callable[..., Storm], mode: str, opens: int) 
     storm = start(mode, "--if-supervisor-dies", "continue", opens=opens)
     wait_until(lambda: storm.events() > opens * 2 // 3)
     moment = time.time_ns()
-    os.kill(storm.supervisor, signal.SIGKILL)
+    os.kill(supervisor_of(storm), signal.SIGKILL)
     wait_until(lambda: not storm.threads())
     _, err = storm.process.communicate(timeout=SECONDS)
     if mode == "run":
@@ -166,7 +127,7 @@ def guard_of(supervisor: int) -> int:
 
 def test_a_killed_guard_is_not_missed(start: Callable[..., Storm]) -> None:
     storm = start("run", "--if-supervisor-dies", "continue", opens=20_011)
-    os.kill(guard_of(storm.supervisor), signal.SIGKILL)
+    os.kill(guard_of(supervisor_of(storm)), signal.SIGKILL)
     _, err = storm.process.communicate(timeout=SECONDS)
     assert storm.process.returncode == 7
     assert b"20011 of 20011 opens rewritten" in err
@@ -175,7 +136,7 @@ def test_a_killed_guard_is_not_missed(start: Callable[..., Storm]) -> None:
 
 def test_a_stopped_guard_holds_nobody_up(start: Callable[..., Storm]) -> None:
     storm = start("run", "--if-supervisor-dies", "continue", opens=20_011)
-    os.kill(guard_of(storm.supervisor), signal.SIGSTOP)
+    os.kill(guard_of(supervisor_of(storm)), signal.SIGSTOP)
     storm.process.communicate(timeout=SECONDS)
     assert storm.process.returncode == 7
 

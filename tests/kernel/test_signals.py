@@ -24,13 +24,15 @@ def test_signals_of_every_kind(build: Build, run: Runner, way: Way, mode: str) -
 
 
 @pytest.mark.parametrize("call", ["openat", "openat2"])
-def test_signal_between_refusal_and_retry(build: Build, way: Way, place: Place, call: str) -> None:
+def test_signal_between_refusal_and_retry(
+    build: Build, tracing_way: Way, place: Place, call: str
+) -> None:
     """A handler that opens runs before the retry: each open is right, each is one event."""
     other = place.path / "other"
     other.write_text("other\n")
     # By the kernel's refusal, not foreseen.
     paths = [f"/proc/self/root{path}" for path in (place.file, other)]
-    shim = way([build("between"), call, *paths, "1009"])
+    shim = tracing_way([build("between"), call, *paths, "1009"])
     match = re.fullmatch(r"opens (\d+) wrong 0 0 handled (\d+) between (\d+)\n", shim.out)
     assert match, shim.out + shim.err
     opens, handled, between = map(int, match.groups())

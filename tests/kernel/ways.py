@@ -72,6 +72,7 @@ class Way:
     def __init__(self, name: str, run: Runner, folder: Path) -> None:
         self.name = name
         self.command, _, self.engine = name.partition(" ")
+        self.holds_by_listener = self.engine == "notify"
         self._run = run
         self._gate = folder / "gate"
 
@@ -79,7 +80,7 @@ class Way:
         self, argv: Sequence[str], *options: str, user: str | None = "nobody", **kwargs: object
     ) -> Run:
         """Run a command, as nobody unless `user` is None."""
-        if self.engine == "notify":
+        if self.holds_by_listener:
             options = ("--engine", "notify", *options)
         if self.command == "run":
             return self._run.supervised(list(argv), *options, user=user, **kwargs)

@@ -11,18 +11,20 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from operator import attrgetter
 from typing import NoReturn
 
 from flagshim import descriptors
 from flagshim.engines.notify.lanes import Lane, State
 from flagshim.engines.notify.post import Post
-from flagshim.engines.notify.serving import EVENT, SPOT, TROUBLE, as_event
+from flagshim.engines.notify.serving import EVENT, SPOT, TROUBLE, LaneSink, as_event
 from flagshim.engines.notify.supervisor import Ended, Supervisor
 from flagshim.engines.relay import Relay
 from flagshim.engines.stops import WAITED
 from flagshim.errors import Say
 from flagshim.linux import open_signals, set_name, set_title
 from flagshim.status import listeners
+from flagshim.trace.events import OpenEvent
 from flagshim.trace.writer import TraceWriter
 
 _LOOK_SECONDS = 0.05
@@ -145,22 +147,22 @@ class Guard:
 
     def _listen(self) -> bool:
         """Write down what supervisors tell; tell whether they did."""
+        events: list[OpenEvent] = []
         told = False
         for lane in self._post.lanes:
             for record, descriptor in lane.told():
                 told = True
-                match record[0]:
-                    case str(kind) if kind == EVENT:
-                        self._writer.record(as_event(record, descriptor))
-                    case str(kind) if kind == SPOT:
-                        _, spot, program = record
-                        assert isinstance(spot, str)
-                        assert isinstance(program, str | bytes)
+                match record:
+                    case (str(kind), *_) if kind == EVENT:
+                        events.append(as_event(record, descriptor))
+                    case (str(kind), str(spot), str() | bytes() as program) if kind == SPOT:
                         self._writer.blind_spot(spot, program)
-                    case str(kind) if kind == TROUBLE:
-                        self._writer.complain(str(record[1]))
+                    case (str(kind), str(text)) if kind == TROUBLE:
+                        self._writer.complain(text)
             if lost := lane.take_lost():
                 self._writer.lose(lost, "the guard did not get enough CPU")
+        for event in sorted(events, key=attrgetter("time_ns")):
+            self._writer.record(event)
         return told
 
     # --- supervisors --------------------------------------------------------------------
@@ -233,7 +235,8 @@ class Guard:
                 self._succeed(self._post)
             status = EXIT_NOBODY_LEFT
         except Exception as error:
-            self._say(f"a supervisor failed: {type(error).__name__}: {error}")
+            text = f"supervisor {os.getpid()} failed: {type(error).__name__}: {error}"
+            LaneSink(self._post.lanes, lane, self._post.poke).complain(text)
         finally:
             os._exit(status)
 

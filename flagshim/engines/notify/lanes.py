@@ -35,7 +35,7 @@ _PATIENCE = 101
 _PATIENCE_SECONDS = 1e-3
 """How often, and how long each time, to wait for room in the ring before a record is lost."""
 
-_int = struct.Struct("=q")
+_int = struct.Struct("=Q")
 _PID, _STATE, _HEAD, _TAIL, _LOST, _ANSWERED, _PREPARED_AT, _PREPARED_END = range(0, 64, 8)
 _STRIKES, _STRUCK_CALL = 64, 72
 _NO_CALL = bytes(NOTIFICATION_SIZE)

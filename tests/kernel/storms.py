@@ -1,0 +1,82 @@
+"""A program that makes opens as fast as it can, under a supervisor that a test may kill."""
+
+import os
+import signal
+import struct
+import subprocess
+from pathlib import Path
+
+from tests.kernel.conftest import SECONDS, Place, Runner
+from tests.kernel.ways import wait_until
+from tests.support import REPOSITORY, rows
+
+PROCESSES, THREADS = 8, 4
+
+
+class Storm:
+    """A storm under way."""
+
+    def __init__(
+        self, run: Runner, program: str, place: Place, mode: str, *options: str, opens: int
+    ) -> None:
+        self.log = place.path / "log"
+        self.log.write_bytes(bytes(8 * opens))
+        self.log.chmod(0o666)
+        self.opens = opens
+        argv = [program, str(PROCESSES), str(THREADS), str(opens), str(place.file), str(self.log)]
+        command = run.command(argv, *options)
+        command[command.index("run")] = mode
+        self.trace = run.trace
+        self.process = subprocess.Popen(
+            command, cwd=REPOSITORY, stderr=subprocess.PIPE, start_new_session=True
+        )
+        self.program = program
+        wait_until(self.threads)
+
+    def threads(self) -> set[int]:
+        """IDs of the processes that run the program."""
+        found = set()
+        for name in os.listdir("/proc"):
+            if name.isdecimal():
+                try:
+                    if os.readlink(f"/proc/{name}/exe") == self.program:
+                        found.add(int(name))
+                except OSError:
+                    continue
+        return found
+
+    def supervisors(self) -> list[int]:
+        """IDs of the notify engine's supervisors of this program."""
+        return self._titled("supervisor")
+
+    def guards(self) -> list[int]:
+        """IDs of its guards that are no `flagshim run`."""
+        return self._titled("guard")
+
+    def _titled(self, role: str) -> list[int]:
+        title = f"flagshim: {role} of "
+        commands = {str(pid) for pid in self.threads()}
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdecimal():
+                try:
+                    text = Path(f"/proc/{name}/cmdline").read_text(errors="replace")
+                except OSError:
+                    continue
+                if text.startswith(title) and text.removeprefix(title).split(" ")[0] in commands:
+                    found.append(int(name))
+        return found
+
+    def times(self) -> list[int]:
+        """When the opens that are done returned; minus that where they failed."""
+        return [ns for (ns,) in struct.iter_unpack("=q", self.log.read_bytes()) if ns]
+
+    def events(self) -> int:
+        """How many events the trace has."""
+        return rows(self.trace, "SELECT count(*) FROM event")[0][0]
+
+    def end(self) -> None:
+        """End what is left of it."""
+        for pid in self.threads():
+            os.kill(pid, signal.SIGKILL)
+        self.process.communicate(timeout=SECONDS)
