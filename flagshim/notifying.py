@@ -103,10 +103,10 @@ def become_notify(argv: Sequence[str], how: Supervision, user: User | None = Non
     adopts = is_child_subreaper()
 
     def serve(pid: int, report: int, start: Callable[[], None]) -> None:
+        theirs.detach()  # a helper has let go of all but what it needs
         Stops()
         writer = _writer(session, how, say_in_syslog)
         pidfd = os.pidfd_open(pid)
-        theirs.close()
         start()
         listener = _received(ours)
         if listener is None:

@@ -78,7 +78,7 @@ class Run:
     trace: Path
 
     def events(self, columns: str = "*", where: str = "1") -> list[tuple]:
-        return rows(self.trace, f"SELECT {columns} FROM event WHERE {where} ORDER BY id")
+        return rows(self.trace, f"SELECT {columns} FROM event WHERE {where} ORDER BY time_ns, id")
 
     def session(self, columns: str) -> tuple:
         return rows(self.trace, f"SELECT {columns} FROM session ORDER BY id DESC LIMIT 1")[0]
