@@ -31,9 +31,9 @@ _RECORD = struct.Struct("=Ii")
 _TO_THE_START = 0xFFFF_FFFF
 """Instead of a size: the next record is at the start of the ring."""
 _NO_DESCRIPTOR = -1
-_PATIENCE = 101
-_PATIENCE_SECONDS = 1e-3
-"""How often, and how long each time, to wait for room in the ring before a record is lost."""
+_PATIENCE_SECONDS = 1.0
+"""How long to wait for room in the ring before records are lost."""
+_MOMENT_SECONDS = 1e-3
 
 _int = struct.Struct("=Q")
 _PID, _STATE, _HEAD, _TAIL, _LOST, _ANSWERED, _PREPARED_AT, _PREPARED_END = range(0, 64, 8)
@@ -103,6 +103,8 @@ class Lane:
         self._memory = memory
         self._start = _SHARED_SIZE + number * _LANE_SIZE
         self._ring = self._start + _HEADER_SIZE
+        self._tail_waited_for = -1
+        self._give_up_at = 0.0
         self.call_address = address_of(memory) + self._start + _CALL_AT
 
     # --- who ----------------------------------------------------------------------------
@@ -175,11 +177,7 @@ class Lane:
         head = self._get(_HEAD)
         left = _RING_SIZE - head % _RING_SIZE
         start = head if size <= left else head + left
-        for _ in range(_PATIENCE):
-            if start + size - self._get(_TAIL) <= _RING_SIZE:
-                break
-            time.sleep(_PATIENCE_SECONDS)
-        else:
+        if not self._has_room(start + size):
             self._set(_LOST, self._get(_LOST) + 1)
             return False
         if start != head:
@@ -190,6 +188,17 @@ class Lane:
         self._memory[at : at + len(payload)] = payload
         self._set(_PREPARED_AT, start)
         self._set(_PREPARED_END, start + size)
+        return True
+
+    def _has_room(self, end: int) -> bool:
+        """Wait for a guard that gets too little CPU; not again for one that does not move."""
+        while end - self._get(_TAIL) > _RING_SIZE:
+            if self._tail_waited_for != self._get(_TAIL):
+                self._tail_waited_for = self._get(_TAIL)
+                self._give_up_at = time.monotonic() + _PATIENCE_SECONDS
+            elif time.monotonic() > self._give_up_at:
+                return False
+            time.sleep(_MOMENT_SECONDS)
         return True
 
     @property
