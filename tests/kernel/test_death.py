@@ -155,12 +155,20 @@ def test_many_deaths(start: Callable[..., Storm]) -> None:
 
 
 def guard_of(supervisor: int) -> int:
+    """PID of the guard, once it is ready: it takes its title a moment after its start."""
     title = f"flagshim: guard of {supervisor}"
-    (guard,) = (
-        pid
-        for pid in children(supervisor)
-        if Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0") == title
-    )
+    found: list[int] = []
+
+    def is_there() -> bool:
+        found[:] = [
+            pid
+            for pid in children(supervisor)
+            if Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0") == title
+        ]
+        return bool(found)
+
+    wait_until(is_there)
+    (guard,) = found
     return guard
 
 
