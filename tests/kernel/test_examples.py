@@ -177,6 +177,7 @@ def test_script_of_the_overlay(tmp_path: Path) -> None:
 
 def test_domain() -> None:
     need("virt-xml-validate", "libvirt-clients")
+    need("xmllint", "libxml2-utils")  # which it calls
     result = subprocess.run(
         ["virt-xml-validate", EXAMPLES / "libvirt" / "domain.xml", "domain"],
         capture_output=True, text=True, check=False,
