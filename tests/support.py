@@ -42,7 +42,7 @@ def rows(trace: Path, query: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def read_until(fd: int, mark: bytes | None, seconds: float = 20) -> bytes:
+def read_until(fd: int, mark: bytes | None, seconds: float = 60) -> bytes:
     """Read up to and with `mark`, or to the end if None; fail rather than wait for ever.
 
     Args:

@@ -340,7 +340,7 @@ def test_the_answer_of_a_fuse_server(place: Place) -> None:
         done = flagshim("diagnose", "-u", "nobody", "--", "sh", "-c", script)
     finally:
         subprocess.run(["umount", mount], check=True)
-        server.wait(timeout=20)
+        server.wait(timeout=SECONDS)
     (found,) = diagnosed(done.stdout)
     assert re.fullmatch(f"the FUSE server of {mount} .* answered openat with EPERM", found[0])
     assert found[1] == "7"
