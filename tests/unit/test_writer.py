@@ -14,7 +14,7 @@ from flagshim.trace import schema
 from flagshim.trace.events import OpenEvent
 from flagshim.trace.store import begin_session
 from flagshim.trace.writer import TraceWriter
-from tests.support import rows
+from tests.support import HANGS, rows
 
 EVENT = OpenEvent(
     1, 2, 3, "dd", "openat", "x86_64", "f", "/f", "r", 0o1000000, 0, "cleared", "noatime",
@@ -42,7 +42,7 @@ def wait_for(
     trace: Path, query: str, wanted: int, meanwhile: Callable[[], object] = lambda: None
 ) -> None:
     """Wait until a query finds a number."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS
     while (found := rows(trace, query)[0][0]) != wanted:
         assert time.monotonic() < deadline, f"{found}, not {wanted}"
         meanwhile()
