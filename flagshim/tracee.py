@@ -134,6 +134,15 @@ def wait_status_of_zombie(pid: int) -> int | None:
     return int(fields[49]) if fields[0] == b"Z" else None  # state, exit_code of proc(5)
 
 
+def is_interruptible(tid: int) -> bool:
+    """Tell whether a thread may run or be woken by a signal (not state D, Z or X, proc(5))."""
+    try:
+        with open(f"/proc/{tid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] not in b"DZX"
+    except OSError:
+        return False
+
+
 def is_alive(pid: int) -> bool:
     """Tell whether a process has a thread that runs, though its leader may have ended."""
     try:

@@ -147,15 +147,26 @@ class AttachEngine(Tracer):
         self._options = policy.options
         self._calls = traced_calls()
         self._leave_at: float | None = None
+        self._awaited: set[int] = set()
+        self._ready: Callable[[], None] | None = None
         self.left = False
         """Whether the program was left, and has not ended."""
 
-    def run(self, target: Target, seconds: float | None, stops: Stops) -> None:
+    def run(
+        self, target: Target, seconds: float | None, stops: Stops, ready: Callable[[], None]
+    ) -> None:
         """Serve a process until it ends, a signal tells us to leave it, or time is up.
+
+        Args:
+            target: the process.
+            seconds: how long; None for as long as it lives.
+            stops: where stops and signals come from.
+            ready: called once, when every call it makes from then on is served.
 
         Raises:
             FlagshimError: it cannot be traced.
         """
+        self._ready = ready
         self._leave_at = None if seconds is None else time.monotonic() + seconds
         seize_target(target, self._options, self._seized)
         self.loop(stops)
@@ -167,10 +178,16 @@ class AttachEngine(Tracer):
     def _seized(self, tid: int) -> None:
         if tid not in self.threads:
             self.add(tid)
+        self._awaited.add(tid)  # seized it runs on, until it stops for the first time
         with contextlib.suppress(ProcessLookupError):
             ptrace_interrupt(tid)
 
     # --- serving ------------------------------------------------------------------------
+
+    def dispatch(self, tid: int, status: int) -> None:
+        """Answer one stop or end."""
+        self._awaited.discard(tid)
+        super().dispatch(tid, status)
 
     def resume(self, tid: int, number: int = 0) -> None:
         """Let a thread run to its next system call, or its return from one."""
@@ -207,10 +224,13 @@ class AttachEngine(Tracer):
             self.left = True
 
     def attend(self) -> bool:
-        """Look at the clock."""
+        """Look at the clock, and whether everybody has stopped once."""
+        if self._ready is not None and not any(map(tracee.is_interruptible, self._awaited)):
+            self._ready()
+            self._ready = None
         if self._leave_at is not None and time.monotonic() >= self._leave_at:
             self.left = True
-        return self._leave_at is not None
+        return self._leave_at is not None or self._ready is not None
 
     def finished(self) -> bool:
         """Tell whether to leave."""
