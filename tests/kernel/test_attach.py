@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from flagshim.engines.attach import Target, refusal_of
 from tests.kernel.asked import Asked
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
 from tests.kernel.ways import attach, status_of, traced, wait_until
-from tests.support import REPOSITORY, flagshim_command, rows
+from tests.support import REPOSITORY, flagshim_command, require, rows
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -128,6 +129,49 @@ def refusal(*arguments: str, **kwargs: object) -> str:
     assert result.returncode == 125
     assert len(result.stderr.splitlines()) == 1
     return result.stderr
+
+
+def refused_by_the_kernel(*prefix: str, place: Place, pid: int) -> str:
+    """What is said to somebody who has no say over the process."""
+    place.path.chmod(0o1777)
+    result = subprocess.run(
+        [*prefix, *flagshim_command(), "attach", "-o", str(place.path / "t.db"), str(pid)],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=SECONDS,
+    )  # fmt: skip
+    assert result.returncode == 125
+    assert len(result.stderr.splitlines()) == 1
+    assert os.listdir(place.path) == ["file"]
+    return result.stderr
+
+
+def test_refusals_by_the_kernel_name_their_cause(place: Place, asked: Asked) -> None:
+    """Whose it is, and what a container lacks: the kernel says EPERM to all of them."""
+    as_daemon = ("setpriv", "--reuid", "1", "--regid", "1", "--clear-groups")
+    said = refused_by_the_kernel(*as_daemon, place=place, pid=asked.pid)
+    assert f"cannot trace process {asked.pid}: it belongs to user {NOBODY}; run" in said
+    without = ("setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace")
+    said = refused_by_the_kernel(*without, place=place, pid=asked.pid)
+    assert "root has no CAP_SYS_PTRACE, as in a container; give" in said
+    unshare = ("unshare", "--user", "--map-root-user")
+    tried = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
+    require("userns", tried.stderr or None)
+    said = refused_by_the_kernel(*unshare, place=place, pid=os.getpid())
+    assert "a user namespace that the process is not of; run flagshim as root outside" in said
+
+
+@pytest.mark.parametrize(
+    ("scope", "euid", "told"), [(1, 1000, True), (2, 0, False), (3, 0, True), (0, 1000, False)]
+)
+def test_yama_is_named(
+    scope: int, euid: int, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what its sysctl would say: few kernels have it, and nobody turns it on for a test."""
+    sysctl = tmp_path / "ptrace_scope"
+    sysctl.write_text(f"{scope}\n")
+    monkeypatch.setattr("flagshim.engines.attach.YAMA", str(sysctl))
+    monkeypatch.setattr(os, "geteuid", lambda: euid)
+    said = str(refusal_of(Target(os.getpid(), euid, ["cat"])))
+    assert (f"(ptrace_scope {scope})" in said) == told
 
 
 def test_refusals_name_their_cause(run: Runner, asked: Asked, tmp_path: Path) -> None:
