@@ -21,6 +21,7 @@ from ptrace.binding.func import (
     PTRACE_GETSIGINFO,
     PTRACE_O_TRACECLONE,
     PTRACE_O_TRACEEXEC,
+    PTRACE_O_TRACEEXIT,
     PTRACE_O_TRACEFORK,
     PTRACE_O_TRACESYSGOOD,
     PTRACE_O_TRACEVFORK,
@@ -42,6 +43,7 @@ PTRACE_EVENT_FORK: Final = 1
 PTRACE_EVENT_VFORK: Final = 2
 PTRACE_EVENT_CLONE: Final = 3
 PTRACE_EVENT_EXEC: Final = 4
+PTRACE_EVENT_EXIT: Final = 6
 PTRACE_EVENT_SECCOMP: Final = 7
 PTRACE_EVENT_STOP: Final = 128
 PTRACE_O_TRACESECCOMP: Final = 1 << 7
@@ -53,6 +55,7 @@ SURVIVOR_OPTIONS: Final[int] = (
     | PTRACE_O_TRACEVFORK
     | PTRACE_O_TRACECLONE
     | PTRACE_O_TRACEEXEC
+    | PTRACE_O_TRACEEXIT
     | PTRACE_O_TRACESECCOMP
 )
 """For a program that is to go on without us."""
@@ -192,7 +195,7 @@ _event_message_at = ctypes.addressof(_event_message)
 
 
 def ptrace_event_message(tid: int) -> int:
-    """PTRACE_GETEVENTMSG: a new thread's ID, a former one, or seccomp's return data."""
+    """PTRACE_GETEVENTMSG: a thread's ID, new or former, a wait status, seccomp's data."""
     _ptrace(PTRACE_GETEVENTMSG, tid, 0, _event_message_at)
     return _event_message.value
 

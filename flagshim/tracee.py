@@ -153,6 +153,14 @@ def is_alive(pid: int) -> bool:
     return fields[b"State"].split()[0] not in (b"Z", b"X") or int(fields[b"Threads"]) > 1
 
 
+def threads_of(pid: int) -> set[int]:
+    """Return the threads of a process, those that are ending too; none if it is gone."""
+    try:
+        return {int(name) for name in os.listdir(f"/proc/{pid}/task")}
+    except OSError:
+        return set()
+
+
 def thread_group(tid: int) -> int:
     """Return the process that a thread belongs to.
 
