@@ -14,6 +14,7 @@ from flagshim.syscalls import (
     ABI_BY_AUDIT_ARCH,
     ARGUMENTS,
     CLONE_UNTRACED,
+    GROUP_CALLS,
     PR_SET_CHILD_SUBREAPER,
     SECCOMP_FILTER_FLAG_NEW_LISTENER,
     SECCOMP_SET_MODE_FILTER,
@@ -66,6 +67,8 @@ def build_listener_filter(flag_bits: Iterable[int], o_path: int) -> bytes:
     program.add_rule(_notify(Kind.LANDLOCK), "landlock_restrict_self")
     subreaper = pyseccomp.Arg(0, pyseccomp.EQ, PR_SET_CHILD_SUBREAPER)
     program.add_rule(_notify(Kind.REAPER), "prctl", subreaper)
+    for name in GROUP_CALLS:
+        program.add_rule(_notify(Kind.GROUPS), name)
     return _exported(program)
 
 
@@ -119,8 +122,9 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
     Kind.CLONE3: ("clone3",),
     Kind.LANDLOCK: ("landlock_restrict_self",),
     Kind.REAPER: ("prctl",),
+    Kind.GROUPS: GROUP_CALLS,
 }
-_NOT_TRACED = {Kind.LANDLOCK, Kind.REAPER}
+_NOT_TRACED = {Kind.LANDLOCK, Kind.REAPER, Kind.GROUPS}
 _NOT_LISTENED_TO = {Kind.STANDING, Kind.CLONE, Kind.CLONE3}
 
 

@@ -30,6 +30,8 @@ class Kind(IntEnum):
     """A thread that confines itself (landlock(7))."""
     REAPER = 12
     """A process that adopts orphans (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    GROUPS = 13
+    """A thread that changes its supplementary groups."""
 
 
 class Arguments(NamedTuple):
@@ -62,6 +64,9 @@ CLONE_UNTRACED = 0x0080_0000
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 """First and second argument of seccomp(2), include/uapi/linux/seccomp.h."""
+
+GROUP_CALLS = ("setgroups", "setgroups32")
+"""Calls after which a thread's supplementary groups may be others than those it began with."""
 
 PR_SET_CHILD_SUBREAPER = 36
 """First argument of prctl(2), include/uapi/linux/prctl.h."""

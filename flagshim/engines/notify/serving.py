@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import itertools
 import os
+import random
 from collections.abc import Iterator
 
 from flagshim import tracee
@@ -10,7 +12,7 @@ from flagshim.engines.calls import CallReader, OpenCall, Process, event_of
 from flagshim.engines.notify.lanes import Lane, Lanes
 from flagshim.engines.notify.listener import Gone, Listener, Notification
 from flagshim.engines.notify.opener import Leave, MayWait, Opened, Opener
-from flagshim.engines.notify.standing import Standing, read_standing
+from flagshim.engines.notify.standing import Standing, Standings
 from flagshim.engines.policy import Policy
 from flagshim.engines.roster import Roster
 from flagshim.seccomp import listened_calls
@@ -80,9 +82,11 @@ class Server:
         self._lane = lane
         self._confined = confined
         self._reader = CallReader(policy.rules, self.sink)
-        self._opener = Opener()
+        self._standings = Standings(lanes)
+        self._opener = Opener(self._standings)
         self._calls = listened_calls()
         self._processes: dict[int, Process] = {}
+        self._marks = itertools.count(random.randrange(_MARKS))
 
     def serve(self, call: Notification, patient: bool) -> None:
         """Answer the call of our lane.
@@ -120,14 +124,21 @@ class Server:
                 self.sink.blind_spot("thread of another PID namespace", b"?")
             self._listener.let_go_on(call.id)
             return
-        thread = read_standing(call.tid)
+        thread = self._standings.of(call.tid)
         process = self._process(thread.pid, call.tid)
         open_call = None
+        shares_root = False
+
+        def root() -> bytes:
+            nonlocal shares_root
+            shares_root = self._opener.shares_root(call.tid)
+            return b"/" if shares_root else tracee.root_of(call.tid)
+
         if self._is_open(kind, call, process):
             key = (call.instruction, 0, call.number, *call.arguments)
             open_call = self._reader.read(
-                call.tid, kind, call.audit_arch, key, process, lambda: tracee.root_of(call.tid)
-            )
+                call.tid, kind, call.audit_arch, key, process, root
+            )  # fmt: skip
         if open_call is None:
             self._listener.let_go_on(call.id)
             return
@@ -137,7 +148,7 @@ class Server:
             if kind is Kind.SETFL:
                 self._set_flags(call, open_call, thread, process)
             else:
-                self._open(call, open_call, thread, process, patient)
+                self._open(call, open_call, thread, process, shares_root, patient)
         except Leave as leave:
             self._leave(call, open_call, thread, process, leave)
 
@@ -155,6 +166,8 @@ class Server:
             self.sink.blind_spot("landlock", program)
         elif kind is Kind.REAPER:
             self._lanes.adopt_someone()
+        elif kind is Kind.GROUPS:
+            self._lanes.change_someones_groups()
         elif self._policy.exemption.programs and self._is_exempt(process.pid):
             self.sink.blind_spot("exempt", program)
         else:
@@ -177,11 +190,15 @@ class Server:
         open_call: OpenCall,
         thread: Standing,
         process: Process,
+        shares_root: bool,
         patient: bool,
     ) -> None:
+        def is_waiting() -> bool:
+            return self._listener.is_waiting(call.id)
+
         opened = self._opener.open(
-            open_call, call.tid, thread, lambda: self._listener.is_waiting(call.id), patient
-        )
+            open_call, call.tid, thread, shares_root, is_waiting, patient
+        )  # fmt: skip
         try:
             self._hand_over(call, open_call, thread, process, opened)
         finally:
@@ -200,7 +217,7 @@ class Server:
         told = self._lane.prepare((EVENT, *event))
         fd = None
         try:
-            fd = self._listener.hand_over(call.id, opened.fd, open_call.flags & os.O_CLOEXEC)
+            fd = self._give(call, opened.fd, open_call.flags & os.O_CLOEXEC)
         except Gone:
             pass
         except OSError as error:  # EMFILE: the thread has no room for another
@@ -210,6 +227,39 @@ class Server:
             self._listener.fail(call.id, number)
         if told:
             self.sink.publish(fd)
+
+    def _give(self, call: Notification, fd: int, flags: int) -> int:
+        """Give the thread a file and have its call return the descriptor.
+
+        The offset of the file, which the thread has not seen yet, tells a successor of ours
+        which of the thread's descriptors that is, if we die in the middle.
+        """
+        lane = self._lane
+        lane.mark = next(self._marks)
+        try:
+            os.lseek(fd, lane.mark, os.SEEK_SET)
+        except OSError:  # a directory or filesystem without such offsets: then without
+            lane.mark = 0
+        given = lane.given = self._listener.give(call.id, fd, flags)
+        if lane.mark:
+            os.lseek(fd, 0, os.SEEK_SET)
+        self._listener.succeed(call.id, given)
+        return given
+
+    def go_on_giving(self, call: Notification) -> bool:
+        """Answer a call whose thread has its descriptor already; False if it has not."""
+        given = self._lane.given
+        if given is None:
+            given = self._opener.marked(call.tid, self._lane.mark)
+        if given is None:
+            return False
+        self._opener.rewind(call.tid, given, self._lane.mark)
+        with contextlib.suppress(Gone):
+            self._listener.succeed(call.id, given)
+        if self._lane.is_prepared:
+            self.sink.publish(given)
+        self._lane.forget_call()
+        return True
 
     def _set_flags(
         self, call: Notification, open_call: OpenCall, thread: Standing, process: Process
@@ -282,6 +332,8 @@ class Server:
 
 
 _PROCESSES_MAX = 1009
+_MARKS = 1 << 40
+"""About how far into files marks are: large filesystems have such offsets, programs do not."""
 _GENERATIONS = 101
 
 
