@@ -47,25 +47,11 @@ class Storm:
 
     def supervisors(self) -> list[int]:
         """IDs of the notify engine's supervisors of this program."""
-        return self._titled("supervisor")
+        return [pid for thread in self.threads() for pid in supervisors_of(thread)]
 
     def guards(self) -> list[int]:
         """IDs of its guards that are no `flagshim run`."""
-        return self._titled("guard")
-
-    def _titled(self, role: str) -> list[int]:
-        title = f"flagshim: {role} of "
-        commands = {str(pid) for pid in self.threads()}
-        found = []
-        for name in os.listdir("/proc"):
-            if name.isdecimal():
-                try:
-                    text = Path(f"/proc/{name}/cmdline").read_text(errors="replace")
-                except OSError:
-                    continue
-                if text.startswith(title) and text.removeprefix(title).split(" ")[0] in commands:
-                    found.append(int(name))
-        return found
+        return [pid for thread in self.threads() for pid in _titled("guard", thread)]
 
     def times(self) -> list[int]:
         """When the opens that are done returned; minus that where they failed."""
@@ -80,3 +66,21 @@ class Storm:
         for pid in self.threads():
             os.kill(pid, signal.SIGKILL)
         self.process.communicate(timeout=SECONDS)
+
+
+def supervisors_of(pid: int) -> list[int]:
+    """IDs of the notify engine's supervisors of a command."""
+    return _titled("supervisor", pid)
+
+
+def _titled(role: str, pid: int) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                text = Path(f"/proc/{name}/cmdline").read_text(errors="replace")
+            except OSError:
+                continue
+            if text.startswith(f"flagshim: {role} of {pid} "):
+                found.append(int(name))
+    return found

@@ -3,15 +3,18 @@
 import os
 import random
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from flagshim import tracee
 from flagshim.probes import reason_notify_unavailable
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
-from tests.kernel.storms import Storm
-from tests.kernel.ways import wait_until
-from tests.support import require, rows
+from tests.kernel.storms import Storm, supervisors_of
+from tests.kernel.ways import children, status_of, wait_until
+from tests.support import REPOSITORY, flagshim_command, require, rows
 
 KILLS, OPENS = 101, 100_003
 
@@ -63,3 +66,144 @@ def test_supervisor_killed_again_and_again(start: Callable[..., Storm], mode: st
     assert deaths == [(KILLS,)]
     if mode == "run":
         assert err.count(b"was killed by signal 9; ") == 1
+
+
+def test_guard_killed(start: Callable[..., Storm]) -> None:
+    """The supervisor takes its place: no open fails; what was on its way to the trace may be lost.
+
+    `flagshim run` is the guard, so that nobody is left to say how the program ended.
+    """
+    storm = start("run", OPENS // 5)
+    wait_until(lambda: len(storm.times()) > storm.opens // 3)
+    os.kill(storm.process.pid, signal.SIGKILL)
+    wait_until(storm.guards)
+    os.kill(storm.guards()[0], signal.SIGKILL)
+    wait_until(lambda: not storm.threads())
+    wait_until(lambda: rows(storm.trace, "SELECT ended_ns FROM session") != [(None,)])
+    times = storm.times()
+    assert len(times) == storm.opens
+    assert min(times) > 0, "none failed"
+    texts = [text for (text,) in rows(storm.trace, "SELECT text FROM trouble ORDER BY time_ns")]
+    assert sum(text.startswith("the guard died; ") for text in texts) == 2
+    assert storm.opens - 2 * 5_003 < storm.events() <= storm.opens
+    assert rows(storm.trace, "PRAGMA integrity_check") == [("ok",)]
+
+
+WAITS = """
+import os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.siginterrupt(signal.SIGUSR1, sys.argv[2] == "interrupts")
+print(os.getpid(), flush=True)
+sys.stdin.readline()
+class Open:  # not os.open, which tries again by itself (PEP 475)
+    import ctypes
+    call = ctypes.CDLL(None, use_errno=True).open
+fd = Open.call(sys.argv[1].encode(), os.O_RDONLY | os.O_NOATIME)
+print(os.strerror(Open.ctypes.get_errno()) if fd < 0 else "opened", flush=True)
+"""
+
+
+def is_pending(pid: int, number: int) -> bool:
+    try:
+        return bool(int(status_of(pid, "ShdPnd"), 16) >> (number - 1) & 1)
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("how", "outcome"), [("interrupts", "Interrupted system call"), ("restarts", "opened")]
+)
+def test_signal_before_a_call_is_received(
+    run: Runner, place: Place, how: str, outcome: str
+) -> None:
+    """A difference that stays: without SA_RESTART it is EINTR (docs/engines.md)."""
+    argv = ["/usr/bin/python3", "-c", WAITS, str(place.file), how]
+    command = run.command(argv, "--engine", "notify")
+    program = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    assert program.stdin
+    assert program.stdout
+    pid = int(program.stdout.readline())
+    stopped = supervisors_of(pid)
+    for supervisor in stopped:
+        os.kill(supervisor, signal.SIGSTOP)
+        wait_until(lambda supervisor=supervisor: status_of(supervisor, "State")[0] == "T")
+    program.stdin.write("\n")
+    program.stdin.flush()
+    wait_until(lambda: "seccomp_do_user_notification" in Path(f"/proc/{pid}/wchan").read_text())
+    os.kill(pid, signal.SIGUSR1)
+    wait_until(lambda: tracee.has_ended(pid) or not is_pending(pid, signal.SIGUSR1))
+    for supervisor in stopped:
+        os.kill(supervisor, signal.SIGCONT)
+    out, _ = program.communicate(timeout=SECONDS)
+    assert out == f"{outcome}\n"
+    events = [("cleared",)] if how == "restarts" else []
+    assert run.last().events("decision") == events
+
+
+def test_program_of_a_listener_cannot_run_as_another(
+    build: Build, run: Runner, place: Place
+) -> None:
+    """flagshim inside flagshim: a second listener cannot be (EBUSY); auto uses ptrace, aloud."""
+    odd = [build("odd"), "open", str(place.file)]
+    inner = [*flagshim_command(), "run", "-o", str(place.path / "inner.db"), "-u", "nobody"]
+    outer = run.supervised([*inner, "--engine", "notify", "--", *odd], "--engine", "notify",
+                           user=None)  # fmt: skip
+    assert outer.status == 125
+    assert "has a listener already" in outer.err
+    outer = run.supervised([*inner, "--engine", "auto", "--", *odd], "--engine", "notify",
+                           user=None)  # fmt: skip
+    assert (outer.status, outer.out) == (0, "noatime 0\n"), outer.err
+    assert "ptrace engine: " in outer.err
+    assert rows(place.path / "inner.db", "SELECT engine FROM session") == [("ptrace",)]
+
+
+@pytest.mark.parametrize(
+    ("options", "engine", "cause"),
+    [
+        ([], "notify", ""),
+        (["--when", "always"], "ptrace", "a rule says always"),
+        (["--if-supervisor-dies", "kill"], "ptrace", "others serve on"),
+    ],
+)
+def test_auto(run: Runner, options: list[str], engine: str, cause: str) -> None:
+    shim = run.supervised(["true"], "--engine", "auto", *options)
+    assert shim.status == 0, shim.err
+    assert shim.session("engine") == (engine,)
+    assert cause in shim.err
+    assert len(shim.err.splitlines()) == (2 if cause else 1)
+
+
+def test_auto_for_32_bits(build: Build, run: Runner, place: Place) -> None:
+    shim = run.supervised([build("calls", "-m32"), "open", str(place.file)], "--engine", "auto")
+    assert "is a program of 32 bits" in shim.err
+    assert shim.session("engine") == ("ptrace",)
+
+
+def test_asked_for_what_it_cannot_do(run: Runner) -> None:
+    shim = run.supervised(["true"], "--engine", "notify", "--if-supervisor-dies", "kill")
+    assert shim.status == 125
+    assert len(shim.err.splitlines()) == 1
+    assert not shim.trace.exists()
+
+
+def test_what_is_left_of_a_command_is_served_on(build: Build, run: Runner, place: Place) -> None:
+    """CMD has ended, a daemon of it goes on: SIGTERM ends `run`, and not what is served."""
+    fifo = place.path / "fifo"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    script = f'(read x <"{fifo}"; exec {build("odd")} open {place.file}) & echo $!; exit 5'
+    command = run.command(["sh", "-c", script], "--engine", "notify")
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert program.stdout
+    pid = int(program.stdout.readline())
+    wait_until(lambda: "zombie" not in status_of(pid, "State"))
+    wait_until(lambda: tracee.parent_of(pid) not in children(program.pid))
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(timeout=SECONDS) == 5
+    with fifo.open("w") as gate:
+        gate.write("\n")
+    assert program.stdout.read() == "noatime 0\n"
+    wait_until(lambda: run.last().events("decision") == [("cleared",)])
+    wait_until(lambda: run.last().session("exit_status") == (5,))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flagshim.trace import schema
+from flagshim.trace.events import Reason
 from tests.unit.reportrunner import run
 from tests.unit.tracebuilder import FAILED, STILL_REFUSED, Trace, small
 
@@ -70,3 +71,9 @@ def test_every_member(tmp_path, view, format_):
     if view == "summary":
         described |= set(re.findall(r"`(\w+)`", section("session: "))) - {"id"}
     assert members <= described
+
+
+def test_every_reason_to_leave_a_call_alone_is_explained() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
+    missing = [r.value for r in Reason if "rescued" in r.value and f"| {r.value} |" not in text]
+    assert missing == []

@@ -84,7 +84,7 @@ class Guard:
         for lane in self._post.lanes:  # a successor finds some that have calls to be answered
             if lane.call_id:
                 self._start(lane)
-        while not self._leaving:
+        while True:
             if command is not None and self._command_status is None:
                 self._look_after(command)
             told = self._listen()
@@ -92,6 +92,8 @@ class Guard:
             if manned is None:
                 break
             attend_again = relay is not None and relay.attend()
+            if self._leaving:
+                break
             sent = self._writer.flush()  # what we hold is lost with us, what lanes hold is not
             if self._post.lanes.guard_looks_soon and not told:
                 self._post.lanes.guard_looks_soon = False  # and look once more, before we sleep
