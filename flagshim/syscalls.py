@@ -28,8 +28,6 @@ class Kind(IntEnum):
     """A filter with a listener, whose answers come before ours (seccomp_unotify(2))."""
     LANDLOCK = 11
     """A thread that confines itself (landlock(7))."""
-    REAPER = 12
-    """A process that adopts orphans (prctl(2), PR_SET_CHILD_SUBREAPER)."""
 
 
 class Arguments(NamedTuple):
@@ -62,9 +60,6 @@ CLONE_UNTRACED = 0x0080_0000
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 """First and second argument of seccomp(2), include/uapi/linux/seccomp.h."""
-
-PR_SET_CHILD_SUBREAPER = 36
-"""First argument of prctl(2), include/uapi/linux/prctl.h."""
 
 OPEN_HOW_MIN = 24
 """Size of the first struct open_how, openat2(2), in bytes."""

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator
 
 from flagshim import tracee
@@ -123,7 +124,7 @@ class Server:
         thread = read_standing(call.tid)
         process = self._process(thread.pid, call.tid)
         open_call = None
-        if self._is_open(kind, call, process):
+        if self._is_open(kind, call, process, thread):
             key = (call.instruction, 0, call.number, *call.arguments)
             open_call = self._reader.read(
                 call.tid, kind, call.audit_arch, key, process, lambda: tracee.root_of(call.tid)
@@ -141,7 +142,7 @@ class Server:
         except Leave as leave:
             self._leave(call, open_call, thread, process, leave)
 
-    def _is_open(self, kind: Kind, call: Notification, process: Process) -> bool:
+    def _is_open(self, kind: Kind, call: Notification, process: Process, thread: Standing) -> bool:
         """Take note of a call that is no open; tell whether it is one that rules are for."""
         program = text_or_bytes(process.program)
         if kind is Kind.IO_URING:
@@ -151,10 +152,8 @@ class Server:
                 self.sink.blind_spot("seccomp listener", program)
         elif kind is Kind.LANDLOCK:
             self._confined.add(process.pid)
-            self._lanes.confine_someone()
+            self._lanes.confine_someone(_now_in_ticks(), thread.no_new_privs)
             self.sink.blind_spot("landlock", program)
-        elif kind is Kind.REAPER:
-            self._lanes.adopt_someone()
         elif self._policy.exemption.programs and self._is_exempt(process.pid):
             self.sink.blind_spot("exempt", program)
         else:
@@ -166,7 +165,7 @@ class Server:
             raise Leave(Reason.FORESEEN if call.verdict.matched else Reason.NO_RULE)
         if reason is not None:
             raise Leave(reason)
-        if self._lanes.someone_confined and self._may_be_confined(thread.pid):
+        if self._lanes.someone_confined and self._may_be_confined(thread):
             raise Leave(Reason.NOT_RESCUED_CONFINED)
 
     # --- answers ------------------------------------------------------------------------
@@ -261,15 +260,18 @@ class Server:
             self._policy.exemption.covers(tracee.names(each)) for each in self._ancestry(pid)
         )
 
-    def _may_be_confined(self, pid: int) -> bool:
-        """Tell whether a process may have confined itself, or come of one that has."""
-        command = self._confined.command
-        ancestry = list(self._ancestry(pid))
-        return (
-            self._lanes.someone_adopts
-            or ancestry[-1] != command  # an orphan, whose parent nobody knows any more
-            or any(each in self._confined for each in ancestry)
-        )
+    def _may_be_confined(self, thread: Standing) -> bool:
+        """Tell whether a process may have confined itself, or come of one that has.
+
+        Who it comes of, nobody can tell for sure: orphans are adopted, and clone(2) has
+        CLONE_PARENT. But that was no earlier than it began, and no_new_privs is handed down.
+        """
+        if thread.pid in self._confined:
+            return True
+        if self._lanes.confined_all_with_no_new_privs and not thread.no_new_privs:
+            return False
+        began = tracee.start_of(thread.pid)
+        return began is None or began >= self._lanes.confined_since
 
     def _ancestry(self, pid: int) -> Iterator[int]:
         """Return a process, its parent and so on, up to the command or to where nothing is."""
@@ -279,6 +281,10 @@ class Server:
             if pid in (command, 0, 1):
                 return
             pid = tracee.parent_of(pid)
+
+
+def _now_in_ticks() -> int:
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
 _PROCESSES_MAX = 1009

@@ -20,7 +20,8 @@ _WHO = re.compile(
     rb"Groups:\t(?P<groups>[\d ]*)\n(?:.*\n)*?"
     rb"CapInh:\t(?P<inheritable>[0-9a-f]+)\n"
     rb"CapPrm:\t(?P<permitted>[0-9a-f]+)\n"
-    rb"CapEff:\t(?P<effective>[0-9a-f]+)\n"
+    rb"CapEff:\t(?P<effective>[0-9a-f]+)\n(?:.*\n)*?"
+    rb"NoNewPrivs:\t(?P<no_new_privs>[01])\n"
 )
 _READ_SIZE = 8192
 
@@ -40,6 +41,8 @@ class Standing(NamedTuple):
     permitted: int
     effective: int
     """Capability sets, bit N for capability N."""
+    no_new_privs: bool
+    """PR_SET_NO_NEW_PRIVS of prctl(2), which whoever comes of it has, too."""
 
     @property
     def ids(self) -> tuple[int, int, int, int, bytes]:
@@ -59,7 +62,7 @@ def read_standing(tid: int) -> Standing:
         raise ProcessLookupError from None
     try:
         status = os.read(fd, _READ_SIZE)
-        while b"\nCapBnd:" not in status:  # up to 65,536 groups
+        while b"\nSeccomp:" not in status:  # up to 65,536 groups
             more = os.read(fd, _READ_SIZE)
             if not more:
                 break
@@ -69,12 +72,16 @@ def read_standing(tid: int) -> Standing:
     match = _WHO.search(status)
     if match is None:
         raise ProcessLookupError(tid)
-    pid, euid, fsuid, egid, fsgid, groups, *sets = match.groups()
+    pid, euid, fsuid, egid, fsgid, groups, *sets, no_new_privs = match.groups()
     inheritable, permitted, effective = (int(value, 16) for value in sets)
     return Standing(
         int(pid), int(euid), int(fsuid), int(egid), int(fsgid), groups,
-        inheritable, permitted, effective,
+        inheritable, permitted, effective, no_new_privs == b"1",
     )  # fmt: skip
+
+
+class CannotBe(Exception):
+    """This process cannot be what a thread is."""
 
 
 class Impersonation:
@@ -89,13 +96,27 @@ class Impersonation:
         self._groups = self._own.groups
         """Those we have just now. Root has no use for its own, and leaves those of the last."""
         self._changed = False
-        self._overflow = _overflow_uid()
+        self._overflow = _overflow_id("uid")
+        self._ambiguous = self._ambiguous_ids()
 
     def can_be(self, thread: Standing, tid: int) -> bool:
         """Tell whether this process could be what a thread is, or less, and nothing more."""
         if self._label is not None and _label_of(tid) != self._label:
             return False
+        if self._ambiguous and not self._ambiguous.isdisjoint(_words(thread)):
+            return False
         return self._may_change or self._own.ids == thread.ids
+
+    def _ambiguous_ids(self) -> frozenset[bytes]:
+        """Return the IDs that may be those of somebody our user namespace has no number for.
+
+        Threads have only IDs that we had, or that have a number: where ours have one, or where
+        the number that the kernel shows instead is nobody's, all of them are what they seem.
+        """
+        shown = {str(_overflow_id(kind)).encode() for kind in ("uid", "gid")}
+        if all(_maps_all(kind) or not _maps(kind) for kind in ("uid", "gid")):
+            return frozenset()
+        return frozenset(shown & _words(self._own))
 
     def shares_capabilities(self, thread: Standing, tid: int) -> bool:
         """Tell whether a thread's capabilities mean the same as ours: one user namespace."""
@@ -108,7 +129,16 @@ class Impersonation:
             thread: who to be.
             with_capabilities: whether its capabilities mean the same as ours; without them one
                 can open less, never more.
+
+        Raises:
+            CannotBe: and what we are until `come_back` is neither.
         """
+        try:
+            self._become(thread, with_capabilities)
+        except OSError:  # our user namespace lacks an ID, or does not let groups be set
+            raise CannotBe from None
+
+    def _become(self, thread: Standing, with_capabilities: bool) -> None:
         own = self._own
         effective = thread.effective & own.permitted if with_capabilities else 0
         if own.ids == thread.ids and own.effective == effective and self._groups == own.groups:
@@ -126,14 +156,17 @@ class Impersonation:
         set_capabilities(effective, own.permitted, own.inheritable)
 
     def come_back(self) -> None:
-        """Be ourselves again."""
+        """Be ourselves again; or end, and let another go on who is."""
         if not self._changed:
             return
         own = self._own
-        set_capabilities(own.permitted, own.permitted, own.inheritable)
-        os.setresuid(-1, own.euid, -1)
-        os.setresgid(-1, own.egid, -1)
-        set_capabilities(own.effective, own.permitted, own.inheritable)
+        try:
+            set_capabilities(own.permitted, own.permitted, own.inheritable)
+            os.setresuid(-1, own.euid, -1)
+            os.setresgid(-1, own.egid, -1)
+            set_capabilities(own.effective, own.permitted, own.inheritable)
+        except OSError as error:
+            raise SystemExit(f"cannot be ourselves again: {error.strerror}") from None
         self._changed = False
 
     def foresees_refusal(
@@ -181,9 +214,27 @@ def _label_of(tid: int | str) -> bytes | None:
         return None
 
 
-def _overflow_uid() -> int:
+def _overflow_id(kind: str) -> int:
     try:
-        with open("/proc/sys/kernel/overflowuid", "rb") as file:
+        with open(f"/proc/sys/kernel/overflow{kind}", "rb") as file:
             return int(file.read())
     except OSError:
         return 65534
+
+
+def _words(who: Standing) -> set[bytes]:
+    return {b"%d" % number for number in who.ids[:4]} | set(who.groups.split())
+
+
+def _maps_all(kind: str) -> bool:
+    """Tell whether every ID there is has its own number in our user namespace."""
+    with open(f"/proc/self/{kind}_map", "rb") as file:
+        return file.read().split() == [b"0", b"0", b"4294967295"]
+
+
+def _maps(kind: str) -> bool:
+    """Tell whether the number that is shown for IDs we have none for is one of ours, too."""
+    with open(f"/proc/self/{kind}_map", "rb") as file:
+        ranges = [tuple(map(int, line.split())) for line in file]
+    number = _overflow_id(kind)
+    return any(inside <= number < inside + count for inside, _, count in ranges)
