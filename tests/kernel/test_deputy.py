@@ -1,0 +1,242 @@
+"""A supervisor that may open everything opens nothing that its program could not open itself.
+
+Root's supervisor of the notify engine opens files for a program that is not root. Each scene of
+programs/deputy.py is run three times: natively without O_NOATIME, natively with it, and with it
+under flagshim. Every single open has to end as it did natively with the flag; or, where nothing
+but the flag was in the way, as it did without.
+"""
+
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flagshim.probes import reason_notify_unavailable
+from tests.kernel.conftest import NOBODY, Place, Run, Runner
+from tests.support import REPOSITORY, require, rows
+
+SCENES = REPOSITORY / "tests/kernel/programs/deputy.py"
+A, B = 3001, 3002
+"""As in deputy.py."""
+
+
+@pytest.fixture(autouse=True)
+def can_listen() -> None:
+    require("notify", reason_notify_unavailable())
+
+
+Result = dict[str, str]
+Play = Callable[..., tuple[Result, Result, Result, Run]]
+
+
+@pytest.fixture
+def play(run: Runner, place: Place) -> Play:
+    """Play a scene: natively without and with O_NOATIME, and under flagshim."""
+    folder = place.path / "stage"
+
+    def one(scene: str, flag: str, supervised: bool) -> tuple[Result, Run | None]:
+        shutil.rmtree(folder, ignore_errors=True)
+        _set_up(folder)
+        argv = ["/usr/bin/python3", str(SCENES), scene, flag, str(folder)]
+        if supervised:
+            shim = run.supervised(argv, "--engine", "notify", user=None)
+        else:
+            shim = run.native(argv, user=0)
+        status = shim.status if supervised else shim.returncode
+        out, err = (shim.out, shim.err) if supervised else (shim.stdout, shim.stderr)
+        require("mounts", "no namespaces to be had here" if status == 77 else None)
+        assert status == 0, err
+        assert "Traceback" not in err, err
+        lines = [line.rpartition(" = ") for line in out.splitlines()]
+        found: Result = {}
+        for label, _, result in lines:
+            name, again = label, 0
+            while name in found:
+                again += 1
+                name = f"{label} #{again}"
+            found[name] = result
+        return found, shim if supervised else None
+
+    def play_(scene: str) -> tuple[Result, Result, Result, Run]:
+        plain, _ = one(scene, "plain", False)
+        flagged, _ = one(scene, "noatime", False)
+        served, shim = one(scene, "noatime", True)
+        assert shim is not None
+        return plain, flagged, served, shim
+
+    return play_
+
+
+def _set_up(folder: Path) -> None:
+    def put(name: str, content: str, mode: int = 0o644, uid: int = 0, gid: int = 0) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        os.chown(path, uid, gid)
+        path.chmod(mode)
+
+    def folder_of(name: str, mode: int, gid: int = 0) -> None:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        os.chown(folder / name, 0, gid)
+        (folder / name).chmod(mode)
+
+    folder.mkdir()
+    folder.chmod(0o755)
+    put("file", "content\n")
+    put("secret", "secret\n", 0o600)
+    put("outside", "outside\n")
+    put("other", "other\n")
+    put("leased", "content\n", 0o666)
+    put("writable", "content\n", 0o666)
+    put("of-1", "content\n", 0o644, 1, 1)
+    put("of-1-secret", "secret 1\n", 0o600, 1, 1)
+    put("of-1-group-2", "content\n", 0o644, 1, 2)
+    put("of-1-secret-group-2", "secret 1\n", 0o600, 1, 2)
+    put("mine", "mine\n", 0o644, NOBODY, NOBODY)
+    put("mine-locked", "mine\n", 0o000, NOBODY, NOBODY)
+    put("of-a", "a\n", 0o640, 0, A)
+    put("of-b", "b\n", 0o660, 0, B)
+    put("denied-a", "not a\n", 0o604, 0, A)
+    put("denied-b", "not b\n", 0o606, 0, B)
+    for name, mode, gid in (("dir-a", 0o750, A), ("dir-b", 0o710, B), ("dir-set-a", 0o2770, A)):
+        folder_of(name, mode, gid)
+        put(f"{name}/inner", name)
+    put("locked-secret/secret", "secret\n")
+    folder_of("locked-secret", 0o700)
+    put("locked/inner", "host's\n")
+    put("open/secret", "host's\n")
+    for name in ("jail/sub", "jail/hidden"):
+        folder_of(name, 0o755)
+    (folder / "jail/hidden").chmod(0o700)
+    put("jail/inner", "inner\n")
+    put("jail/sub/below", "below\n")
+    put("jail/hidden/inner", "hidden\n")
+    put(f"jail/{folder}/outside", "inside\n")  # the same path means another file in there
+    links = {
+        "jail/absolute": f"{folder}/other", "jail/climbing": "../../../../other",
+        "jail/chain": "absolute", "jail/relative": "sub/../inner", "jail/to-secret": "../secret",
+        "jail/sub/relative-below": "./below", "link-to-fd": "/proc/self/fd/0",
+        "link-to-stdin": "/dev/stdin",
+        "link-to-environ": "/proc/self/environ", "link-to-cwd": "/proc/self/cwd",
+        "link-to-fifo": "fifo",
+    }  # fmt: skip
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    os.mkfifo(folder / "fifo")
+    for minor, name in ((3, "null"), (5, "zero"), (7, "full")):
+        os.mknod(folder / name, stat.S_IFCHR, os.makedev(1, minor))
+    with socket.socket(socket.AF_UNIX) as server:
+        here = Path.cwd()
+        os.chdir(folder)
+        server.bind("socket")
+        os.chdir(here)
+    for name in ("fifo", "null", "zero", "full", "socket"):
+        (folder / name).chmod(0o666)
+
+
+def check(plain: Result, flagged: Result, served: Result) -> set[str]:
+    """Compare each open; return those that were rescued."""
+    assert plain.keys() >= flagged.keys() == served.keys()
+    wrong = {
+        label: (plain[label], flagged[label], result)
+        for label, result in served.items()
+        if result != flagged[label] and not (flagged[label] == "EPERM" and result == plain[label])
+    }
+    assert not wrong
+    return {label for label in served if served[label] != flagged[label]}
+
+
+def test_roots(play: Play) -> None:
+    plain, flagged, served, _ = play("chroot")
+    rescued = check(plain, flagged, served)
+    assert {"/inner 0", "below 0", "relative-below 0", "out outside 0", "outside 0"} <= rescued
+
+
+def test_mounts(play: Play) -> None:
+    rescued = check(*play("mounts")[:3])
+    assert {"/file 0", "before file 0", "from here file 0", "/locked/inner 0"} <= rescued
+
+
+def test_user_namespaces(play: Play) -> None:
+    plain, flagged, served, _ = play("userns")
+    rescued = check(plain, flagged, served)
+    assert {"'0 65534 1' file 0", "'0 65534 1' of-1 0"} <= rescued
+    assert served["'0 65534 1' mine-locked 0"] == "b'mine\\n'", "by CAP_DAC_OVERRIDE inside"
+
+
+def test_groups(play: Play) -> None:
+    plain, flagged, served, _ = play("groups")
+    rescued = check(plain, flagged, served)
+    assert len(rescued) > 100
+    assert "SECRET" not in served.values()
+
+
+def test_threads(play: Play) -> None:
+    plain, flagged, served, _ = play("threads")
+    rescued = check(plain, flagged, served)
+    assert {"0 nobody file 0", "2 group of-a 0", "1 fsuid file 0", "1 fsgid of-a 0"} <= rescued
+
+
+def test_names_of_the_process_itself(play: Play) -> None:
+    plain, flagged, served, shim = play("magic")
+    check(plain, flagged, served)
+    assert not [
+        path for (path,) in shim.events("resolved", "decision = 'cleared'") if "/proc" in path
+    ]
+
+
+def test_special_files(play: Play) -> None:
+    plain, flagged, served, shim = play("special")
+    assert not check(plain | flagged, flagged, served)
+    assert rows(shim.trace, "SELECT DISTINCT decision FROM event") == [("kept",)]
+
+
+def test_truncation(play: Play) -> None:
+    """Nothing is truncated for an open that fails, not even for want of a descriptor."""
+    plain, flagged, served, _ = play("truncate")
+    end = {label for label in served if label.startswith("at the end")}
+    assert {label: served[label] for label in end} == {label: plain[label] for label in end}
+    assert served["at the end all"] == "0"
+    assert served["full all"] == "8"
+    rest = {label: result for label, result in served.items() if label not in end}
+    rescued = check(plain, {label: flagged[label] for label in rest}, rest)
+    assert rescued == {"/scratch/all 1002", "/scratch/write 1001"}
+
+
+def test_files_to_be_made(play: Play) -> None:
+    plain, flagged, served, _ = play("create")
+    rescued = check(plain, flagged, served)
+    assert {"mine theirs 102", "mine of-1 100"} <= rescued
+
+
+def test_resolve(play: Play) -> None:
+    plain, flagged, served, _ = play("resolve")
+    rescued = check(plain, flagged, served)
+    assert {"0 here file", "8 here file", "10 here jail/relative", "1 trunc"} <= rescued
+
+
+def test_lease(play: Play) -> None:
+    plain, flagged, served, _ = play("lease")
+    rescued = check(plain, flagged, served)
+    assert {"waits 1002", "another, meanwhile 0"} <= rescued
+    assert served["while it was held"] == "b'content\\n'", "truncated only after that"
+
+
+def test_landlock(play: Play) -> None:
+    """What a program has forbidden itself stays forbidden, whoever its parent seems to be."""
+    plain, flagged, served, _ = play("landlock")
+    rescued = check(plain, flagged, served)
+    assert {"before 0", "never confined: denied 0"} <= rescued
+    denied = {label for label in served if "denied" in label and "never" not in label}
+    assert {plain[label] for label in denied} == {"EACCES"}
+    assert {served[label] for label in denied} == {"EPERM"}, "O_NOATIME is looked at before"
+    assert len(denied) == 9
+
+
+def test_flags_of_descriptors(play: Play) -> None:
+    plain, flagged, served, _ = play("setfl")
+    assert {"file 0o0", "secret 0o2000", "directory 0o0"} <= check(plain, flagged, served)
