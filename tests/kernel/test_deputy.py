@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flagshim.probes import reason_notify_unavailable
-from tests.kernel.conftest import NOBODY, Place, Run, Runner
+from tests.kernel.conftest import NOBODY, Build, Place, Run, Runner
 from tests.support import REPOSITORY, require, rows
 
 SCENES = REPOSITORY / "tests/kernel/programs/deputy.py"
@@ -240,3 +240,56 @@ def test_landlock(play: Play) -> None:
 def test_flags_of_descriptors(play: Play) -> None:
     plain, flagged, served, _ = play("setfl")
     assert {"file 0o0", "secret 0o2000", "directory 0o0"} <= check(plain, flagged, served)
+
+
+@pytest.fixture
+def changing(place: Place) -> Path:
+    """A folder of nobody's, with files for everybody and for root alone."""
+    folder = place.path / "changing"
+    content = {"files/1": "content", "files/2": "secret", "a/inner": "content", "b/inner": "secret"}
+    for name, text in content.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o644 if text == "content" else 0o600)
+    (folder / "a/deep").mkdir()
+    (folder / "b/deep").mkdir()
+    inside = Path(f"{folder}/{folder}/files/2")  # what the jail's path leads to: ours, not root's
+    inside.parent.mkdir(parents=True)
+    inside.write_text("content")
+    (folder / "link").symlink_to(folder / "files/1")
+    for path in (folder, folder / "a", folder / "b"):
+        os.chown(path, NOBODY, NOBODY)
+    return folder
+
+
+OPENS = 4001
+
+
+@pytest.mark.parametrize("mode", ["path", "how", "link", "exchange", "jail", "users"])
+def test_what_changes_meanwhile(build: Build, run: Runner, changing: Path, mode: str) -> None:
+    """Between a look at a path and an open of it there is nothing to be gained."""
+    if mode == "jail":  # outside of it the same path is one that everybody may read
+        (changing / "files/2").write_text("secret")
+        (changing / "files/2").chmod(0o644)
+    argv = [build("deputy"), mode, str(changing), str(OPENS)]
+    shim = run.supervised(argv, "--engine", "notify", user=None)
+    assert shim.status == 0, shim.err
+    shared, secret, odd = map(int, shim.out.split())
+    assert (secret, odd) == (0, 0)
+    assert shared > OPENS // 101
+    assert rows(shim.trace, "SELECT kind FROM blind_spot") == []
+
+
+def test_id_of_another(build: Build, run: Runner, changing: Path) -> None:
+    """A call of a thread that is gone is not taken for one of who has its ID now."""
+    file = changing / "files/2"
+    os.chown(file, 1, 1)
+    shim = run.supervised(
+        [build("deputy"), "reuse", str(changing), "211"], "--engine", "notify", user=None
+    )
+    assert shim.status == 0, shim.err
+    _, truncated, odd, went_well = map(int, shim.out.split())
+    require("set_tid", None if went_well else "IDs of processes cannot be chosen here")
+    assert (truncated, odd) == (0, 0)
+    assert file.read_text() == "secret"
