@@ -10,13 +10,15 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from flagshim.probes import reason_notify_unavailable
-from tests.kernel.conftest import NOBODY, Build, Place, Run, Runner
+from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Run, Runner
+from tests.kernel.ways import children, wait_until
 from tests.support import REPOSITORY, require, rows
 
 SCENES = REPOSITORY / "tests/kernel/programs/deputy.py"
@@ -264,6 +266,8 @@ def changing(place: Place) -> Path:
 
 
 OPENS = 4001
+FEW_DESCRIPTORS = 12
+"""A supervisor of which nothing is wanted has 9."""
 
 
 @pytest.mark.parametrize("mode", ["path", "how", "link", "exchange", "jail", "users"])
@@ -293,3 +297,32 @@ def test_id_of_another(build: Build, run: Runner, changing: Path) -> None:
     require("set_tid", None if went_well else "IDs of processes cannot be chosen here")
     assert (truncated, odd) == (0, 0)
     assert file.read_text() == "secret"
+
+
+def test_supervisors_keep_no_descriptors(run: Runner, place: Place) -> None:
+    folder = place.path / "stage"
+    _set_up(folder)
+    scene = ["/usr/bin/python3", str(SCENES), "descriptors", "noatime", str(folder)]
+    process = subprocess.Popen(
+        run.command(scene, "--engine", "notify", user=None), cwd=REPOSITORY, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for _ in range(3):
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "done\n"
+    # One may be about to close what it has handed over.
+    wait_until(lambda: _held(process.pid) and max(_held(process.pid)) < FEW_DESCRIPTORS)
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == 0
+
+
+def _held(guard: int) -> list[int]:
+    """How many descriptors each supervisor has."""
+    return [
+        len(os.listdir(f"/proc/{pid}/fd"))
+        for pid in children(guard)
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"flagshim: supervisor of ")
+    ]

@@ -633,5 +633,30 @@ def setfl() -> None:
             print(name, oct(more), "=", result, flush=True)
 
 
+def descriptors() -> None:
+    """Opens of every kind and end, again and again, whenever a line is read."""
+    be_nobody()
+    here = os.open(folder, os.O_RDONLY)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for _ in sys.stdin:
+        for _ in range(101):
+            for path in ("file", "secret", "absent", "fifo", "null", "link-to-fd", "jail", "socket",
+                         "jail/absolute", "/proc/version", "writable", "file/x"):  # fmt: skip
+                for flags in (R, RW | os.O_TRUNC, R | os.O_CREAT, R | os.O_DIRECTORY):
+                    with contextlib.suppress(OSError):
+                        os.close(os.open(path, flags | os.O_NONBLOCK, dir_fd=here))
+            for bits in (0x08, 0x10, 0x20, 0x40):
+                with contextlib.suppress(OSError):
+                    os.close(openat2("file", R, bits, at=here))
+            for fd in (here, 4711):
+                with contextlib.suppress(OSError):
+                    call(72, fd, fcntl.F_SETFL, N)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (here + 1, hard))
+            with contextlib.suppress(OSError):
+                os.close(os.open("file", R))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        print("done", flush=True)
+
+
 os.chdir(folder)
 globals()[scene]()
