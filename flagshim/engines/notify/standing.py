@@ -20,7 +20,8 @@ _WHO = re.compile(
     rb"Groups:\t(?P<groups>[\d ]*)\n(?:.*\n)*?"
     rb"CapInh:\t(?P<inheritable>[0-9a-f]+)\n"
     rb"CapPrm:\t(?P<permitted>[0-9a-f]+)\n"
-    rb"CapEff:\t(?P<effective>[0-9a-f]+)\n(?:.*\n)*?"
+    rb"CapEff:\t(?P<effective>[0-9a-f]+)\n"
+    rb"CapBnd:.*\nCapAmb:.*\n"
     rb"NoNewPrivs:\t(?P<no_new_privs>[01])\n"
 )
 _READ_SIZE = 8192
