@@ -8,7 +8,7 @@ SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 PACKAGES := python3-venv libseccomp2 gcc libc6-dev gcc-multilib make \
             strace gdb rsync tar fuse-overlayfs fuse3 acl e2fsprogs util-linux \
-            nix-bin libvirt-clients systemd man-db mandoc groff-base bash-completion zsh fish \
+            nix-bin libvirt-clients libxml2-utils systemd man-db mandoc groff-base bash-completion zsh fish \
             python3-bpfcc linux-headers-amd64 \
             qemu-system-x86 qemu-utils seabios qemu-system-data busybox-static cpio xz-utils zstd \
             chromium fonts-dejavu-core sqlite3

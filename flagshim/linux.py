@@ -21,6 +21,7 @@ from ptrace.binding.func import (
     PTRACE_GETSIGINFO,
     PTRACE_O_TRACECLONE,
     PTRACE_O_TRACEEXEC,
+    PTRACE_O_TRACEEXIT,
     PTRACE_O_TRACEFORK,
     PTRACE_O_TRACESYSGOOD,
     PTRACE_O_TRACEVFORK,
@@ -42,6 +43,7 @@ PTRACE_EVENT_FORK: Final = 1
 PTRACE_EVENT_VFORK: Final = 2
 PTRACE_EVENT_CLONE: Final = 3
 PTRACE_EVENT_EXEC: Final = 4
+PTRACE_EVENT_EXIT: Final = 6
 PTRACE_EVENT_SECCOMP: Final = 7
 PTRACE_EVENT_STOP: Final = 128
 PTRACE_O_TRACESECCOMP: Final = 1 << 7
@@ -53,6 +55,7 @@ SURVIVOR_OPTIONS: Final[int] = (
     | PTRACE_O_TRACEVFORK
     | PTRACE_O_TRACECLONE
     | PTRACE_O_TRACEEXEC
+    | PTRACE_O_TRACEEXIT
     | PTRACE_O_TRACESECCOMP
 )
 """For a program that is to go on without us."""
@@ -192,7 +195,7 @@ _event_message_at = ctypes.addressof(_event_message)
 
 
 def ptrace_event_message(tid: int) -> int:
-    """PTRACE_GETEVENTMSG: a new thread's ID, a former one, or seccomp's return data."""
+    """PTRACE_GETEVENTMSG: a thread's ID, new or former, a wait status, seccomp's data."""
     _ptrace(PTRACE_GETEVENTMSG, tid, 0, _event_message_at)
     return _event_message.value
 
@@ -458,13 +461,12 @@ def address_of(memory: mmap.mmap | bytearray) -> int:
 
 
 def open_thread(tid: int) -> int:
-    """Return a pidfd for a thread, or before Linux 6.9 for a thread group leader."""
-    try:
-        return os.pidfd_open(tid, _PIDFD_THREAD)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    return os.pidfd_open(tid)
+    """Return a pidfd for one thread.
+
+    Raises:
+        OSError: EINVAL: the kernel has them for thread groups only, before Linux 6.9.
+    """
+    return os.pidfd_open(tid, _PIDFD_THREAD)
 
 
 def duplicate_of(pidfd: int, fd: int) -> int:
@@ -476,9 +478,38 @@ def duplicate_of(pidfd: int, fd: int) -> int:
 
 
 _PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_CREDS = 1 << 1
 _PIDFD_INFO_EXIT = 1 << 3
-# struct pidfd_info, linux/pidfd.h: mask, then at the end of its first version exit_code.
-_pidfd_info = struct.Struct("=Q52xi")
+# struct pidfd_info, linux/pidfd.h, in its first version: mask, cgroupid, pid, tgid, ppid, real,
+# effective, saved and filesystem uid and gid, exit_code.
+_pidfd_info = struct.Struct("=QQ3I8Ii")
+_pidfd_buffer = bytearray(_pidfd_info.size)
+_pidfd_buffer_at = address_of(_pidfd_buffer)
+_pidfd_asks_creds = _pidfd_info.pack(_PIDFD_INFO_CREDS, *[0] * 13)
+
+
+class ThreadIds(NamedTuple):
+    """What a pidfd tells of its thread."""
+
+    pid: int
+    """Thread group ID."""
+    euid: int
+    egid: int
+    fsuid: int
+    fsgid: int
+
+
+def ids_of(pidfd: int) -> ThreadIds:
+    """Return the IDs of a thread, credentials(7).
+
+    Raises:
+        ProcessLookupError: it has ended.
+        OSError: the kernel does not tell: before Linux 6.13.
+    """
+    _pidfd_buffer[:] = _pidfd_asks_creds
+    device_control(pidfd, _PIDFD_GET_INFO, _pidfd_buffer_at)
+    info = _pidfd_info.unpack(_pidfd_buffer)
+    return ThreadIds(info[3], info[7], info[8], info[11], info[12])
 
 
 def wait_status_of(pidfd: int) -> int | None:
@@ -486,13 +517,13 @@ def wait_status_of(pidfd: int) -> int | None:
 
     None where the kernel does not tell: before Linux 6.15.
     """
-    info = bytearray(_pidfd_info.pack(_PIDFD_INFO_EXIT, 0))
+    _pidfd_buffer[:] = _pidfd_info.pack(_PIDFD_INFO_EXIT, *[0] * 13)
     try:
-        device_control(pidfd, _PIDFD_GET_INFO, address_of(info))
+        device_control(pidfd, _PIDFD_GET_INFO, _pidfd_buffer_at)
     except OSError:
         return None
-    mask, status = _pidfd_info.unpack(info)
-    return int(status) if mask & _PIDFD_INFO_EXIT else None
+    info = _pidfd_info.unpack(_pidfd_buffer)
+    return int(info[-1]) if info[0] & _PIDFD_INFO_EXIT else None
 
 
 _signalfd = _function(
@@ -520,23 +551,49 @@ _setfsuid = _function("setfsuid", ctypes.c_uint, restype=ctypes.c_int)
 _setfsgid = _function("setfsgid", ctypes.c_uint, restype=ctypes.c_int)
 _NOBODY_AT_ALL = 0xFFFF_FFFF
 _capset = _function("capset", ctypes.c_void_p, ctypes.c_void_p, restype=ctypes.c_int)
-# struct __user_cap_header_struct with _LINUX_CAPABILITY_VERSION_3, and for ourselves.
-_cap_header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0), 8)
-_cap_header_at = ctypes.addressof(_cap_header)
+_capget = _function("capget", ctypes.c_void_p, ctypes.c_void_p, restype=ctypes.c_int)
+# struct __user_cap_header_struct with _LINUX_CAPABILITY_VERSION_3, then a thread or 0.
+_cap_header = struct.Struct("=Ii")
+_CAP_VERSION = 0x20080522
+_cap_whose = ctypes.create_string_buffer(8)
+_cap_whose_at = ctypes.addressof(_cap_whose)
+_cap_sets = struct.Struct("=6I")  # effective, permitted, inheritable; the upper halves
 _cap_data = ctypes.create_string_buffer(24)
 _cap_data_at = ctypes.addressof(_cap_data)
+_LOW = 0xFFFF_FFFF
 
 
 def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
     """Set our own capability sets, bit N for capability N: capset(2)."""
-    low = 0xFFFF_FFFF
-    struct.pack_into(
-        "=6I", _cap_data, 0,
-        effective & low, permitted & low, inheritable & low,
+    _cap_header.pack_into(_cap_whose, 0, _CAP_VERSION, 0)
+    _cap_sets.pack_into(
+        _cap_data, 0,
+        effective & _LOW, permitted & _LOW, inheritable & _LOW,
         effective >> 32, permitted >> 32, inheritable >> 32,
     )  # fmt: skip
-    if _capset(_cap_header_at, _cap_data_at) < 0:
+    if _capset(_cap_whose_at, _cap_data_at) < 0:
         raise _failure()
+
+
+def capabilities_of(tid: int) -> tuple[int, int, int]:
+    """Return the (effective, permitted, inheritable) capabilities of a thread: capget(2).
+
+    Raises:
+        ProcessLookupError: there is none.
+    """
+    _cap_header.pack_into(_cap_whose, 0, _CAP_VERSION, tid)
+    if _capget(_cap_whose_at, _cap_data_at) < 0:
+        raise _failure()
+    e, p, i, effective, permitted, inheritable = _cap_sets.unpack(_cap_data)
+    return effective << 32 | e, permitted << 32 | p, inheritable << 32 | i
+
+
+_PR_GET_SECUREBITS = 27
+
+
+def secure_bits() -> int:
+    """Return what changes of IDs do to our capabilities other than usual (capabilities(7))."""
+    return int(_prctl(_PR_GET_SECUREBITS, 0, None, 0, 0))
 
 
 def set_filesystem_ids(uid: int, gid: int) -> None:

@@ -14,6 +14,7 @@ from flagshim.syscalls import (
     ABI_BY_AUDIT_ARCH,
     ARGUMENTS,
     CLONE_UNTRACED,
+    GROUP_CALLS,
     SECCOMP_FILTER_FLAG_NEW_LISTENER,
     SECCOMP_SET_MODE_FILTER,
     STANDING_CALLS,
@@ -58,11 +59,13 @@ def build_listener_filter(flag_bits: Iterable[int], o_path: int) -> bytes:
     """Return the classic BPF program that asks a listener about such opens (seccomp_unotify(2)).
 
     And about those that confine themselves with landlock(7): what they may not open must not be
-    opened for them.
+    opened for them. And about those that change groups, which else need not be looked at.
     """
     program = _filter_of_opens(flag_bits, o_path, _notify)
     _add_listeners(program, _notify)
     program.add_rule(_notify(Kind.LANDLOCK), "landlock_restrict_self")
+    for name in GROUP_CALLS:
+        program.add_rule(_notify(Kind.GROUPS), name)
     return _exported(program)
 
 
@@ -115,8 +118,9 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
     Kind.CLONE: ("clone",),
     Kind.CLONE3: ("clone3",),
     Kind.LANDLOCK: ("landlock_restrict_self",),
+    Kind.GROUPS: GROUP_CALLS,
 }
-_NOT_TRACED = {Kind.LANDLOCK}
+_NOT_TRACED = {Kind.LANDLOCK, Kind.GROUPS}
 _NOT_LISTENED_TO = {Kind.STANDING, Kind.CLONE, Kind.CLONE3}
 
 

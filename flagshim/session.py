@@ -131,7 +131,9 @@ def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
     writer = TraceWriter(session, say, how.keep)
     engine = AttachEngine(how.policy, writer)
     try:
-        engine.run(target, seconds, stops)
+        engine.run(
+            target, seconds, stops, lambda: say(f"PID {pid} is served from now on, until ^C")
+        )
     except FlagshimError:
         writer.close(None, began=False)
         raise

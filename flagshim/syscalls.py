@@ -28,6 +28,8 @@ class Kind(IntEnum):
     """A filter with a listener, whose answers come before ours (seccomp_unotify(2))."""
     LANDLOCK = 11
     """A thread that confines itself (landlock(7))."""
+    GROUPS = 12
+    """A thread that changes its supplementary groups."""
 
 
 class Arguments(NamedTuple):
@@ -60,6 +62,9 @@ CLONE_UNTRACED = 0x0080_0000
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 """First and second argument of seccomp(2), include/uapi/linux/seccomp.h."""
+
+GROUP_CALLS = ("setgroups", "setgroups32")
+"""Calls after which a thread's supplementary groups may be others than those it began with."""
 
 OPEN_HOW_MIN = 24
 """Size of the first struct open_how, openat2(2), in bytes."""

@@ -123,6 +123,11 @@ def limit_of_descriptors(tid: int) -> int:
     return int(line.split()[3])  # never "unlimited": do_prlimit() in kernel/sys.c, nr_open
 
 
+def has_no_new_privs(tid: int) -> bool:
+    """Tell whether a thread is there and has no_new_privs set (prctl(2))."""
+    return _number(tid, b"NoNewPrivs:") == 1
+
+
 def start_of(pid: int) -> int | None:
     """Return when a process began, in clock ticks since the machine did; None if it is gone."""
     try:
@@ -156,6 +161,15 @@ def wait_status_of_zombie(pid: int) -> int | None:
     return int(fields[49]) if fields[0] == b"Z" else None  # state, exit_code of proc(5)
 
 
+def is_interruptible(tid: int) -> bool:
+    """Tell whether a thread may run or be woken by a signal (not state D, Z or X, proc(5))."""
+    try:
+        with open(f"/proc/{tid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] not in b"DZX"
+    except OSError:
+        return False
+
+
 def is_alive(pid: int) -> bool:
     """Tell whether a process has a thread that runs, though its leader may have ended."""
     try:
@@ -164,6 +178,14 @@ def is_alive(pid: int) -> bool:
     except OSError:
         return False
     return fields[b"State"].split()[0] not in (b"Z", b"X") or int(fields[b"Threads"]) > 1
+
+
+def threads_of(pid: int) -> set[int]:
+    """Return the threads of a process, those that are ending too; none if it is gone."""
+    try:
+        return {int(name) for name in os.listdir(f"/proc/{pid}/task")}
+    except OSError:
+        return set()
 
 
 def thread_group(tid: int) -> int:

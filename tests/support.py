@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+HANGS = 300.0
+"""Seconds after which something is taken to hang. A test of 7 seconds took 37 where twenty
+processes wanted two CPUs."""
 
 
 def require(name: str, reason: str | None) -> None:
@@ -42,7 +45,7 @@ def rows(trace: Path, query: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def read_until(fd: int, mark: bytes | None, seconds: float = 20) -> bytes:
+def read_until(fd: int, mark: bytes | None, seconds: float = HANGS) -> bytes:
     """Read up to and with `mark`, or to the end if None; fail rather than wait for ever.
 
     Args:

@@ -31,6 +31,10 @@ def baseline(trace: Path | None, exact: bool, since: int | None) -> int:
       flagshim baseline boot.db > opens.txt
       flagshim run --baseline opens.txt -- qemu-system-x86_64 ...
     """
-    with reading(trace) as (reader, _), ending_as_coreutils(), standard_output(exact=True) as out:
+    with (
+        reading(trace) as (reader, progress),
+        ending_as_coreutils(),
+        standard_output(exact=True, first=progress.give_way) as out,
+    ):
         baselinefile.write(reader, out, since, exact)
     return 0

@@ -6,10 +6,10 @@ from types import ModuleType
 
 import click
 
+from flagshim.cli.reading import reading
 from flagshim.errors import FlagshimError, say
 from flagshim.exports.records import records
 from flagshim.trace.location import latest_trace, state_directory
-from flagshim.trace.reader import TraceReader
 
 
 @click.command(
@@ -31,14 +31,17 @@ def export(trace: Path | None, file: Path | None, endpoint: str | None) -> int:
     """
     if file is None and endpoint is None:
         raise FlagshimError("where to?", "give --parquet FILE or --otlp URL")
-    with TraceReader(trace or latest_trace(state_directory())) as reader:
-        if file is not None:
-            count = _module("parquet").write(records(reader), file)
-            say(f"{count} rows in {file}")
-        if endpoint is not None:
-            otlp = _module("otlp")
+    source = trace or latest_trace(state_directory())
+    if file is not None:
+        parquet = _module("parquet")
+        with reading(source, "exporting") as (reader, _):
+            count = parquet.write(records(reader), file)
+        say(f"{count} rows in {file}")
+    if endpoint is not None:
+        otlp = _module("otlp")
+        with reading(source, "sending") as (reader, _):
             count = otlp.send(records(reader), endpoint)
-            say(f"{count} records sent to {otlp.shown(endpoint)}")
+        say(f"{count} records sent to {otlp.shown(endpoint)}")
     return 0
 
 

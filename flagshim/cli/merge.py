@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
+from flagshim.cli.output import Progress
 from flagshim.errors import EXIT_FAILURE, FlagshimError, say
-from flagshim.reports.text import command_line
+from flagshim.reports.text import command_line, printable
 from flagshim.trace.merging import Merged, Merging
 
 
@@ -31,7 +32,9 @@ def merge(target: Path, traces: tuple[Path, ...]) -> int:
     with Merging(target) as merging:
         for trace in traces:
             try:
-                total = Merged(*map(sum, zip(total, merging.add(trace), strict=True)))
+                with Progress(f"merging {printable(str(trace))}") as progress:
+                    merged = merging.add(trace, tick=progress.tick)
+                total = Merged(*map(sum, zip(total, merged, strict=True)))
             except FlagshimError as error:
                 say(f"{error}; left out")
                 left_out += 1

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import Self, TextIO
 
 import click
 
@@ -105,6 +105,8 @@ def ending_as_coreutils() -> Iterator[None]:
 class Progress:
     """A line on stderr for work that takes longer than a moment; none where nobody looks.
 
+    A context manager: the line is gone when the block is left.
+
     Args:
         what: what is being done, for "flagshim: WHAT, 3 s".
     """
@@ -117,6 +119,12 @@ class Progress:
         self._began = self._shown_at = time.monotonic()
         self._visible = False
         self._wanted = _on_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     @property
     def tick(self) -> Callable[[], None] | None:

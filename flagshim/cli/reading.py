@@ -58,16 +58,19 @@ def since_option(what: str) -> Callable[[Callable[..., int]], Callable[..., int]
 
 
 @contextmanager
-def reading(trace: Path | None) -> Iterator[tuple[TraceReader, Progress]]:
+def reading(trace: Path | None, doing: str = "reading") -> Iterator[tuple[TraceReader, Progress]]:
     """Open a trace, the latest one if none is named; on a terminal, show that work goes on.
+
+    Args:
+        trace: which one.
+        doing: what is shown to be done with it.
 
     Raises:
         FlagshimError: it is not one that can be read.
     """
     file = trace or latest_trace(state_directory())
-    progress = Progress(f"reading {printable(str(file))}")
-    with TraceReader(file, progress.tick) as reader:
-        try:
-            yield reader, progress
-        finally:
-            progress.end()
+    with (
+        Progress(f"{doing} {printable(str(file))}") as progress,
+        TraceReader(file, progress.tick) as reader,
+    ):
+        yield reader, progress

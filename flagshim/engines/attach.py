@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from flagshim import tracee
+from flagshim.credentials import has_capabilities
 from flagshim.engines.opens import refuse
 from flagshim.engines.policy import Policy
 from flagshim.engines.registers import NUMBER, RESULT
@@ -38,7 +39,9 @@ from flagshim.linux import (
 from flagshim.seccomp import traced_calls
 from flagshim.syscalls import X32_BIT
 
+YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 _LEAVE_ON = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+_SYS_PTRACE = 19  # capabilities(7)
 _LEAVE_SECONDS = 1.0
 """How long we wait, at most, for the next thread to stop when we leave."""
 
@@ -111,18 +114,18 @@ def seize_target(target: Target, options: int, seized: Callable[[int], None]) ->
     try:
         seize_process(target.pid, options, take)
     except OSError:
-        raise _refusal(target) from None
+        raise refusal_of(target) from None
     if not found:
         raise FlagshimError(f"process {target.pid} ended meanwhile", "see ps -e")
 
 
-def _refusal(target: Target) -> FlagshimError:
+def refusal_of(target: Target) -> FlagshimError:
     """Name the reason why the kernel does not let us trace a process (ptrace(2), EPERM)."""
     what = f"cannot trace process {target.pid}"
     if os.geteuid() not in (0, target.uid):
         return FlagshimError(f"{what}: it belongs to user {target.uid}", "run flagshim as root")
     try:
-        with open("/proc/sys/kernel/yama/ptrace_scope") as file:
+        with open(YAMA) as file:
             scope = int(file.read())
     except OSError:
         scope = 0
@@ -131,10 +134,27 @@ def _refusal(target: Target) -> FlagshimError:
             f"{what}: Yama allows only a parent to trace (ptrace_scope {scope})",
             "run flagshim as root, or start the program with flagshim run",
         )
+    if _in_user_namespace():
+        return FlagshimError(
+            f"{what}: flagshim is in a container, a user namespace that the process is not of",
+            "run flagshim as root outside the container",
+        )
+    if os.geteuid() == 0 and not has_capabilities(_SYS_PTRACE):
+        return FlagshimError(
+            f"{what}: flagshim's root has no CAP_SYS_PTRACE, as in a container",
+            "give the container that capability (--cap-add SYS_PTRACE), or run flagshim outside",
+        )
     return FlagshimError(
-        f"{what}: the kernel refuses it (set-user-ID, a container, or a security module)",
-        "run flagshim as root outside the container; see flagshim doctor",
+        f"{what}: the kernel refuses it (a privileged program, or a security module)",
+        "run flagshim as root; see flagshim doctor",
     )
+
+
+def _in_user_namespace() -> bool:
+    """Tell whether our user IDs are not all the machine's, user_namespaces(7)."""
+    with contextlib.suppress(OSError), open("/proc/self/uid_map") as file:
+        return file.read().split() != ["0", "0", "4294967295"]
+    return False
 
 
 class AttachEngine(Tracer):
@@ -147,15 +167,26 @@ class AttachEngine(Tracer):
         self._options = policy.options
         self._calls = traced_calls()
         self._leave_at: float | None = None
+        self._awaited: set[int] = set()
+        self._ready: Callable[[], None] | None = None
         self.left = False
         """Whether the program was left, and has not ended."""
 
-    def run(self, target: Target, seconds: float | None, stops: Stops) -> None:
+    def run(
+        self, target: Target, seconds: float | None, stops: Stops, ready: Callable[[], None]
+    ) -> None:
         """Serve a process until it ends, a signal tells us to leave it, or time is up.
+
+        Args:
+            target: the process.
+            seconds: how long; None for as long as it lives.
+            stops: where stops and signals come from.
+            ready: called once, when every call it makes from then on is served.
 
         Raises:
             FlagshimError: it cannot be traced.
         """
+        self._ready = ready
         self._leave_at = None if seconds is None else time.monotonic() + seconds
         seize_target(target, self._options, self._seized)
         self.loop(stops)
@@ -167,10 +198,16 @@ class AttachEngine(Tracer):
     def _seized(self, tid: int) -> None:
         if tid not in self.threads:
             self.add(tid)
+        self._awaited.add(tid)  # seized it runs on, until it stops for the first time
         with contextlib.suppress(ProcessLookupError):
             ptrace_interrupt(tid)
 
     # --- serving ------------------------------------------------------------------------
+
+    def dispatch(self, tid: int, status: int) -> None:
+        """Answer one stop or end."""
+        self._awaited.discard(tid)
+        super().dispatch(tid, status)
 
     def resume(self, tid: int, number: int = 0) -> None:
         """Let a thread run to its next system call, or its return from one."""
@@ -207,10 +244,13 @@ class AttachEngine(Tracer):
             self.left = True
 
     def attend(self) -> bool:
-        """Look at the clock."""
+        """Look at the clock, and whether everybody has stopped once."""
+        if self._ready is not None and not any(map(tracee.is_interruptible, self._awaited)):
+            self._ready()
+            self._ready = None
         if self._leave_at is not None and time.monotonic() >= self._leave_at:
             self.left = True
-        return self._leave_at is not None
+        return self._leave_at is not None or self._ready is not None
 
     def finished(self) -> bool:
         """Tell whether to leave."""

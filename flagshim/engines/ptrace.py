@@ -8,12 +8,14 @@ from collections.abc import Iterable, Sequence
 from flagshim import descriptors
 from flagshim.engines.command import Command
 from flagshim.engines.forwarding import FORWARDED
+from flagshim.engines.lastwords import LastWords
 from flagshim.engines.launch import start
 from flagshim.engines.policy import Policy
 from flagshim.engines.relay import Relay
 from flagshim.engines.roster import Roster
 from flagshim.engines.sink import Sink
 from flagshim.engines.stops import Stops
+from flagshim.engines.threads import Thread
 from flagshim.engines.tracer import Tracer
 from flagshim.linux import ptrace_signal_sender
 from flagshim.openflags import bits_of
@@ -38,6 +40,7 @@ class PtraceEngine(Tracer):
         super().__init__(policy, sink, roster, follows_standing=not policy.leaves)
         self._options = policy.options
         self._relay: Relay | None = None
+        self._last_words = LastWords()
 
     def run(self, command: Command, inherited: Sequence[int], stops: Stops) -> int:
         """Run a command as our child until it and everything it started have ended.
@@ -114,10 +117,29 @@ class PtraceEngine(Tracer):
         """Pass on signals that are due, and stop if CMD has."""
         return self._relay is not None and self._relay.attend()
 
+    def add(self, tid: int) -> Thread:
+        """Take in a thread; one with the ID of the command is its leader, perhaps by exec."""
+        if tid == self.roster.command:
+            self._last_words = LastWords()
+        self._last_words.began(tid)
+        return super().add(tid)
+
+    def may_go(self, tid: int) -> bool:
+        """Tell whether to let go of a thread that is about to end: not of our own child."""
+        return self._relay is None or tid != self.roster.command
+
     def ended(self, tid: int, status: int) -> None:
         """Keep the wait status of the command itself."""
-        if tid == self.roster.command:
-            self.roster.command_ended(status)
+        command = self.roster.command
+        if not command:
+            return
+        if self._relay is not None:  # our child: waitpid(2) has told us
+            if tid == command:
+                self.roster.command_ended(status)
+            return
+        found = self._last_words.of_process(command, tid, status)
+        if found is not None:
+            self.roster.command_ended(found)
 
     def signal_stop(self, tid: int, number: int) -> None:
         """Deliver a signal, and remember whose it is if it might be one to pass on."""

@@ -23,7 +23,7 @@ def seize_process(pid: int, options: int, seized: Callable[[int], None]) -> None
     """
     done: set[int] = set()
     for _ in range(_ROUNDS):
-        new = _threads(pid) - done
+        new = tracee.threads_of(pid) - done
         if not new:
             return
         for tid in new:
@@ -39,13 +39,6 @@ def seize_process(pid: int, options: int, seized: Callable[[int], None]) -> None
                     raise
                 # else a child of one that we had seized: it came by itself
             seized(tid)
-
-
-def _threads(pid: int) -> set[int]:
-    try:
-        return {int(name) for name in os.listdir(f"/proc/{pid}/task")}
-    except OSError:
-        return set()
 
 
 def descendants(pids: Iterable[int], wanted: Callable[[int], bool]) -> set[int]:

@@ -18,6 +18,7 @@ from flagshim.engines.stops import Stops
 from flagshim.engines.threads import Thread
 from flagshim.linux import (
     PTRACE_EVENT_EXEC,
+    PTRACE_EVENT_EXIT,
     PTRACE_EVENT_SECCOMP,
     PTRACE_EVENT_STOP,
     ptrace_cont,
@@ -104,6 +105,10 @@ class Tracer:
     def ended(self, tid: int, status: int) -> None:
         """Take note of the end of a thread, with its wait status."""
 
+    def may_go(self, tid: int) -> bool:
+        """Tell whether to let go of a thread that is about to end."""
+        return True
+
     def signal_stop(self, tid: int, number: int) -> None:
         """Answer a stop for the delivery of a signal."""
         self.resume(tid, number)
@@ -148,6 +153,8 @@ class Tracer:
                 ptrace_listen(tid)
             elif event == PTRACE_EVENT_EXEC:
                 self._execed(thread)
+            elif event == PTRACE_EVENT_EXIT and self.may_go(tid):
+                self._exiting(tid)
             elif event:
                 thread.stopped = False
                 if event == PTRACE_EVENT_STOP:
@@ -187,6 +194,17 @@ class Tracer:
             return
         self.add(tid)
         self.resume(tid)
+
+    def _exiting(self, tid: int) -> None:
+        """Let go of a thread right before it ends, so that its parent hears of that at once.
+
+        Of a tracee a parent with a pidfd hears when we do, and could not reap it until we have:
+        waitpid(WNOHANG) right after it would find nothing, as it never does without a tracer.
+        do_notify_parent() in kernel/signal.c, wait_consider_task() in kernel/exit.c.
+        """
+        # Before it goes: a thread that execs may take its ID over at once.
+        self._gone(tid, ptrace_event_message(tid))
+        ptrace_detach(tid)
 
     def _gone(self, tid: int, status: int) -> None:
         thread = self.remove(tid)

@@ -91,7 +91,7 @@ def _answer(listener_fd: int) -> int:
             os.close(duplicate_of(open_thread(call.tid), 0))
         except OSError:
             return _DESCRIPTOR
-        listener.hand_over(call.id, os.open("/", os.O_RDONLY), 0)
+        listener.succeed(call.id, listener.give(call.id, os.open("/", os.O_RDONLY), 0))
     except OSError as error:
         return error.errno or _HANDED
     return 0

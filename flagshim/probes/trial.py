@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NoReturn
 
-from flagshim.linux import is_child_subreaper, set_child_subreaper
+from flagshim.linux import is_child_subreaper, ptrace_cont, set_child_subreaper
 
 SECONDS = 10.0
 """How long a trial may take."""
@@ -76,7 +76,8 @@ def end(pid: int) -> None:
     """Kill and reap a child that may be stopped, or our tracee."""
     os.kill(pid, signal.SIGKILL)
     while os.WIFSTOPPED(os.waitpid(pid, 0)[1]):
-        pass
+        with contextlib.suppress(ProcessLookupError):
+            ptrace_cont(pid)  # PTRACE_EVENT_EXIT is a stop that even SIGKILL leaves it in
 
 
 def _memory() -> BinaryIO:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import NamedTuple
@@ -56,7 +56,12 @@ class Merging:
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
-    def add(self, source: Path, labels: Mapping[str, str] | None = None) -> Merged:
+    def add(
+        self,
+        source: Path,
+        labels: Mapping[str, str] | None = None,
+        tick: Callable[[], None] | None = None,
+    ) -> Merged:
         """Copy what is not there yet: the whole source, or nothing.
 
         A session that is there already is copied again if the source knows more of it, because
@@ -65,6 +70,7 @@ class Merging:
         Args:
             source: a trace.
             labels: what else is known of all its sessions.
+            tick: called now and then while at work.
 
         Raises:
             FlagshimError: the source is not a trace that can be read, or the target cannot be
@@ -73,7 +79,7 @@ class Merging:
         if source.exists() and source.samefile(self.path):
             raise FlagshimError(f"{source}: is what to merge into", "name other traces")
         db = self._db
-        with TraceReader(source) as reader:
+        with TraceReader(source, tick) as reader:
             try:
                 db.execute("BEGIN IMMEDIATE")
                 merged = self._copy(reader, labels or {})

@@ -118,8 +118,11 @@ class TraceWriter:
 
     def flush_if_due(self) -> None:
         """Hand on what has been held for long enough."""
-        if self._events and (
-            len(self._events) >= _FLUSH_EVENTS or time.time_ns() - self._held_since > _FLUSH_NS
+        if self._outbox or (  # what the pipe would not take before
+            self._events
+            and (
+                len(self._events) >= _FLUSH_EVENTS or time.time_ns() - self._held_since > _FLUSH_NS
+            )
         ):
             self.flush()
 

@@ -73,7 +73,7 @@ def _measure(place: Bench, options: argparse.Namespace) -> Results:
     _say("memory")
     footprints = {
         how: memory.measure(place, how, opened.counts.stopped)
-        for how in (Contestant.STRACE_BPF, Contestant.FLAGSHIM)
+        for how in (Contestant.STRACE_BPF, Contestant.FLAGSHIM, Contestant.NOTIFY)
     }
     if options.no_guest:
         read: guest.Reading | str = "--no-guest was given"

@@ -30,6 +30,7 @@ class Contestant(StrEnum):
     STRACE_BPF = "strace --seccomp-bpf"
     STRACE = "strace"
     FLAGSHIM = "flagshim"
+    NOTIFY = "flagshim --engine notify"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ class Bench:
     def prefix(self, how: Contestant, user: str | None) -> list[str]:
         """Return what to put before a command for it to be run so."""
         as_user = ["-u", user] if user else []
-        if how is Contestant.FLAGSHIM:
-            return [*flagshim_command(), "run", *as_user, "-o", str(self.trace), "--"]
+        if how in (Contestant.FLAGSHIM, Contestant.NOTIFY):
+            engine = ["--engine", "notify"] if how is Contestant.NOTIFY else []
+            return [*flagshim_command(), "run", *engine, *as_user, "-o", str(self.trace), "--"]
         if how in (Contestant.STRACE, Contestant.STRACE_BPF):
             bpf = ["--seccomp-bpf"] if how is Contestant.STRACE_BPF else []
             return ["strace", *bpf, *as_user, "-f", "-e", TRACED, "-o", str(self.log), "--"]

@@ -21,6 +21,7 @@ CONTESTANTS = (
     Contestant.PRELOAD,
     Contestant.STRACE_BPF,
     Contestant.FLAGSHIM,
+    Contestant.NOTIFY,
 )
 """Not strace by itself, which would stop all that an emulator does."""
 

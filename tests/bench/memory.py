@@ -17,6 +17,7 @@ _AFTERWARDS = 0.5
 
 _PROCESSES = {
     Contestant.FLAGSHIM: ("supervisor", "trace keeper"),
+    Contestant.NOTIFY: ("guard", "trace keeper", "supervisor", "supervisor in reserve"),
     Contestant.STRACE_BPF: ("strace",),
 }
 """What each consists of, in the order they are started."""

@@ -34,7 +34,8 @@ REPEATS = 3
 TIMEOUT = 300.0
 
 _STOPPING = (Contestant.STRACE, Contestant.STRACE_BPF)
-_UNREFUSED = (Contestant.PRELOAD, Contestant.FLAGSHIM)
+_FLAGSHIM = (Contestant.FLAGSHIM, Contestant.NOTIFY)
+_UNREFUSED = (Contestant.PRELOAD, *_FLAGSHIM)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def measure(bench: Bench, rounds: int, quick: bool, quiet: Quiet) -> Opens:
         refusing[how] = partial(_noatime, bench, how, counts.stopped, bench.refused)
         plainly = counts.aside if how in _STOPPING else counts.unstopped
         plain[how] = partial(_plain, bench, how, plainly)
-    for how in (Contestant.NATIVE, Contestant.STRACE_BPF, Contestant.FLAGSHIM):
+    for how in (Contestant.NATIVE, Contestant.STRACE_BPF, *_FLAGSHIM):
         allowed[how] = partial(_noatime, bench, how, counts.aside, bench.owned)
     crowded = None
     if cpus() > 1:
@@ -92,7 +93,7 @@ def _noatime(bench: Bench, how: Contestant, count: int, file: Path) -> float:
 
 def _plain(bench: Bench, how: Contestant, count: int) -> float:
     spent = _run(bench, how, ["plain", str(count), str(bench.refused)], count, 0)
-    if how is Contestant.FLAGSHIM and _logged(bench, how):
+    if how in _FLAGSHIM and _logged(bench, how):
         raise FlagshimError("flagshim looked at opens without O_NOATIME", "see flagshim doctor")
     return spent
 
@@ -126,7 +127,7 @@ def _logged(bench: Bench, how: Contestant) -> int | None:
     if how in _STOPPING:
         with open(bench.log, errors="replace") as log:
             return sum("O_NOATIME" in line for line in log)
-    if how is Contestant.FLAGSHIM:
+    if how in _FLAGSHIM:
         with closing(sqlite3.connect(f"{bench.trace.as_uri()}?mode=ro", uri=True)) as trace:
             return int(trace.execute("SELECT count(*) FROM event").fetchone()[0])
     return None

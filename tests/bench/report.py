@@ -7,7 +7,8 @@ from tests.bench.memory import Footprint
 from tests.bench.results import MIB, Results, bounds
 from tests.bench.rounds import Series
 
-NATIVE, STRACE_BPF, FLAGSHIM = Contestant.NATIVE, Contestant.STRACE_BPF, Contestant.FLAGSHIM
+NATIVE, STRACE_BPF = Contestant.NATIVE, Contestant.STRACE_BPF
+FLAGSHIM, NOTIFY = Contestant.FLAGSHIM, Contestant.NOTIFY
 NONE = "-"
 
 
@@ -31,28 +32,40 @@ def _figures(results: Results) -> str:
         rows.append(_row(f"QEMU's guest reads {guest.files:,} files, s", guest.seconds, NATIVE))
     return tabulate(
         rows,
-        ["", *Contestant, "flagshim is"],
+        ["", *Contestant, "flagshim is", "with notify it is"],
         tablefmt="github",
         disable_numparse=True,
-        colalign=("left", *["right"] * len(Contestant), "left"),
+        colalign=("left", *["right"] * len(Contestant), "left", "left"),
     )
 
 
 def _row(what: str, series: Series, reference: Contestant) -> list[str]:
-    low, high = series.spread(FLAGSHIM, reference)
-    ratio = f"{series.ratio(FLAGSHIM, reference):.2f} ({low:.2f} to {high:.2f}) of {reference}"
-    return [what, *_medians(series), ratio]
+    return [
+        what,
+        *_medians(series),
+        f"{_ratio(series, FLAGSHIM, reference)} of {reference}",
+        f"{_ratio(series, NOTIFY, FLAGSHIM)} of that",
+    ]
+
+
+def _ratio(series: Series, of: Contestant, to: Contestant) -> str:
+    low, high = series.spread(of, to)
+    return f"{series.ratio(of, to):.2f} ({low:.2f} to {high:.2f})"
 
 
 def _start_row(series: Series) -> list[str]:
-    beyond = f"{series.difference(FLAGSHIM, NATIVE):.0f} ms + {NATIVE}"
-    return ["`true`, from start to end, ms", *_medians(series), beyond]
+    beyond = [f"{series.difference(how, NATIVE):.0f} ms + {NATIVE}" for how in (FLAGSHIM, NOTIFY)]
+    return ["`true`, from start to end, ms", *_medians(series), *beyond]
 
 
 def _memory_row(memory: dict[Contestant, Footprint]) -> list[str]:
     sizes = [f"{memory[how].pss / MIB:.1f}" if how in memory else NONE for how in Contestant]
-    peaks = [f"{size / MIB:.1f} in the {name}" for name, size in memory[FLAGSHIM].hwm.items()]
-    return ["memory (PSS), MiB", *sizes, f"resident at most {', '.join(peaks)}"]
+    return ["memory (PSS), MiB", *sizes, *(_peaks(memory[how]) for how in (FLAGSHIM, NOTIFY))]
+
+
+def _peaks(footprint: Footprint) -> str:
+    peaks = [f"{size / MIB:.1f} in the {name}" for name, size in footprint.hwm.items()]
+    return f"resident at most {', '.join(peaks)}"
 
 
 def _medians(series: Series) -> list[str]:

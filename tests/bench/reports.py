@@ -54,7 +54,8 @@ def main() -> int:
             trace = make(Path(folder, f"{files}.db"), options.events, files)
             print(f"\n{options.events:,} opens of {what}; {trace.stat().st_size / 2**20:.0f} MiB\n")
             measure(trace, options.rounds)
-        print(f"\n{machine.describe()}; load {before:.2f} before, {machine.load():.2f} at the end")
+        on = ", ".join(f"{name} {value}" for name, value in machine.describe().items())
+        print(f"\n{on}; load {before:.2f} before, {machine.load():.2f} at the end")
     return 0
 
 

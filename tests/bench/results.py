@@ -12,6 +12,7 @@ from tests.bench.rounds import Series
 MIB = 1 << 20
 
 _OPEN_LIMIT = 1.15
+_NOTIFY_LIMIT = 0.8
 _START_LIMIT = 150
 _MEMORY_LIMIT = 40
 
@@ -54,7 +55,7 @@ class Bound:
 
 def bounds(results: Results) -> list[Bound]:
     """Hold the results against what flagshim promises."""
-    flagshim, native = Contestant.FLAGSHIM, Contestant.NATIVE
+    flagshim, native, notify = Contestant.FLAGSHIM, Contestant.NATIVE, Contestant.NOTIFY
     rewritten = results.opens.refused.ratio(flagshim, Contestant.STRACE_BPF)
     plain = results.opens.plain.ratio(flagshim, native)
     start = results.starts.difference(flagshim, native)
@@ -65,7 +66,19 @@ def bounds(results: Results) -> list[Bound]:
         Bound(
             "rewritten open / refused one under strace --seccomp-bpf", rewritten, _OPEN_LIMIT, ""
         ),
+        Bound(
+            "rewritten open by the notify engine / by the ptrace engine",
+            results.opens.refused.ratio(notify, flagshim),
+            _NOTIFY_LIMIT,
+            "",
+        ),
         Bound("open without O_NOATIME / native", plain, _OPEN_LIMIT, ""),
+        Bound(
+            "the same under the notify engine / native",
+            results.opens.plain.ratio(notify, native),
+            _OPEN_LIMIT,
+            "",
+        ),
         Bound("start of a process - native", start, _START_LIMIT, " ms"),
         *(Bound(what, size / MIB, _MEMORY_LIMIT, " MiB") for what, size in sizes.items()),
     ]

@@ -77,6 +77,13 @@ class Attached:
     def session(self) -> tuple[int, int]:
         return rows(self.trace, "SELECT seen, lost FROM session")[0]
 
+    def wait_for(self, opens: int) -> None:
+        """Wait until each of so many opens is stored, or reported lost."""
+        wait_until(
+            lambda: self.count() + self.session()[1] >= opens,
+            lambda: f"{self.count()} stored, {self.session()} seen and lost, of {opens}",
+        )
+
 
 @contextmanager
 def attached(pid: int, trace: Path, *options: str) -> Iterator[Attached]:
@@ -94,10 +101,12 @@ def check(name: str, got: object, wanted: object) -> None:
     print(f"{time.monotonic():.1f} s: {name}", flush=True)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(
+    condition: Callable[[], bool], state: Callable[[], str] = lambda: "it never happened"
+) -> None:
     deadline = time.monotonic() + SECONDS
     while not condition():
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, state()
         time.sleep(0.1)
 
 
@@ -127,7 +136,7 @@ def main() -> None:
                 check("a raw call", asked.ask("raw", 7)[:3], (0, 7, 0))
                 measure("bpf", asked, "openat", FEW)
                 total = COUNT + 13 + 17 + 101 + 211 + ROUNDS * FEW
-                wait_until(lambda: flagshim.count() == total + 7)  # and flagshim is idle
+                flagshim.wait_for(total + 7)  # and is idle then
                 measure("beside bpf", other, "plain")
                 flagshim.leave()
             check("after", asked.ask("openat", COUNT)[:3], (0, COUNT, 0))
@@ -148,7 +157,7 @@ def main() -> None:
                 os.kill(flagshim.process.pid, signal.SIGCONT)
                 check("a relative path", asked.ask("cwd", 19)[:3], (0, 19, 0))
                 check("not opened so", asked.ask("setfl", 23)[:3], (0, 23, 0))
-                wait_until(lambda: flagshim.count() + flagshim.session()[1] >= STORM + 42)
+                flagshim.wait_for(STORM + 42)
                 seen, lost = flagshim.session()
                 stored = flagshim.count()
                 flagshim.process.kill()

@@ -3,11 +3,13 @@
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flagshim.cli.output import Progress
 from flagshim.errors import FlagshimError
 
 
@@ -67,12 +69,36 @@ def built(target: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
         result = Path(scratch, target.name)
         result.mkdir()
-        yield result
+        with _shown(f"making {target}, once"):
+            yield result
         try:
             result.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
+
+
+@contextmanager
+def _shown(what: str) -> Iterator[None]:
+    """Show on a terminal that work goes on: it waits for apt and compilers, and cannot tell."""
+    done = threading.Event()
+    with Progress(what) as progress:
+        tick = progress.tick
+        if tick is None:
+            yield
+            return
+
+        def go_on() -> None:
+            while not done.wait(0.2):
+                tick()
+
+        thread = threading.Thread(target=go_on)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
 
 def write(path: Path, content: bytes) -> None:

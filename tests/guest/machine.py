@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from tests.support import REPOSITORY, flagshim_command, rows
+from tests.support import HANGS, REPOSITORY, flagshim_command, rows
 
 from .vm import user_prefix
 
 MARK = "FLAGSHIM_TEST_MACHINE"
 """A variable of the environment by which a daemon is found again."""
 
-SECONDS = 60.0
+SECONDS = HANGS
 """How long anything may take that needs no guest."""
 
 DENY_ALL = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"

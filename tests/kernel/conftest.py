@@ -13,14 +13,14 @@ import pytest
 
 from flagshim.probes import reason_notify_unavailable
 from tests.kernel.asked import Asked
-from tests.support import REPOSITORY, flagshim_command, require, rows
+from tests.support import HANGS, REPOSITORY, flagshim_command, require, rows
 
 if TYPE_CHECKING:
     from tests.kernel.ways import Way
 
 PROGRAMS = Path(__file__).parent / "programs"
 NOBODY = 65534
-SECONDS = 60
+SECONDS = HANGS
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Terminal:
     def expect(self, mark: bytes) -> None:
         """Read up to and with `mark`; fail rather than wait for ever."""
         while mark not in self._new:
-            if not select.select([self._fd], [], [], SECONDS / 3)[0]:
+            if not select.select([self._fd], [], [], SECONDS)[0]:
                 raise AssertionError(f"no {mark!r} in {self.text!r} {self._new!r}")
             self._new += self._read()
         before, found, self._new = self._new.partition(mark)

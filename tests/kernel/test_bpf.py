@@ -340,10 +340,11 @@ def test_the_answer_of_a_fuse_server(place: Place) -> None:
         done = flagshim("diagnose", "-u", "nobody", "--", "sh", "-c", script)
     finally:
         subprocess.run(["umount", mount], check=True)
-        server.wait(timeout=20)
-    (found,) = diagnosed(done.stdout)
-    assert re.fullmatch(f"the FUSE server of {mount} .* answered openat with EPERM", found[0])
-    assert found[1] == "7"
+        server.wait(timeout=SECONDS)
+    found = diagnosed(done.stdout)  # of a dd that is gone by then it is not as sure
+    for title, _, _ in found:
+        assert re.fullmatch(f"the FUSE server of {mount} .* answered openat with EPERM", title)
+    assert sum(int(count) for _, count, _ in found) == 7, done.stdout
     assert f"flagshim diagnose -p {server.pid}" in done.stdout
 
 

@@ -19,8 +19,8 @@ OPENS, FEWER = 100_003, 30_011
 MODES = pytest.mark.parametrize(("mode", "opens"), [("run", OPENS), ("exec", FEWER)])
 KEPT_NS = 500_000_000
 """What may be missing of the time before a supervisor's end. It is 100 ms on a quiet machine."""
-GAP_NS = 3_000_000_000
-"""When a successor serves at the latest. It takes some milliseconds on a quiet machine."""
+SEIZED = "SELECT time_ns FROM trouble WHERE text LIKE 'the supervisor died; %'"
+"""When the successor had all threads."""
 
 
 def supervisor_of(storm: Storm) -> int:
@@ -88,7 +88,10 @@ def test_continue_serves_on(start: Callable[..., Storm], mode: str, opens: int) 
     times = storm.times()
     assert len(times) == opens
     failed = [-ns for ns in times if ns < 0]
-    assert all(moment < ns < moment + GAP_NS for ns in failed)
+    # A thread looks at the clock after its open has failed; by then all may have been seized.
+    ((seized_ns,),) = rows(storm.trace, SEIZED)
+    assert min(failed, default=seized_ns) > moment
+    assert sum(ns > seized_ns for ns in failed) <= PROCESSES * THREADS
     events = rows(storm.trace, "SELECT time_ns FROM event WHERE errno IS NULL")
     served = len(times) - len(failed)
     lost = sum(moment - KEPT_NS < ns for ns in times if 0 < ns < moment + KEPT_NS)
@@ -116,12 +119,20 @@ def test_many_deaths(start: Callable[..., Storm]) -> None:
 
 
 def guard_of(supervisor: int) -> int:
+    """PID of the guard, once it is ready: it takes its title a moment after its start."""
     title = f"flagshim: guard of {supervisor}"
-    (guard,) = (
-        pid
-        for pid in children(supervisor)
-        if Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0") == title
-    )
+    found: list[int] = []
+
+    def is_there() -> bool:
+        found[:] = [
+            pid
+            for pid in children(supervisor)
+            if Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0") == title
+        ]
+        return bool(found)
+
+    wait_until(is_there)
+    (guard,) = found
     return guard
 
 

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 import flagshim
 from flagshim.rules import load_rules
 from tests.kernel.conftest import SECONDS, Place, Runner
-from tests.kernel.test_programs import wait_for
+from tests.kernel.ways import wait_until
 from tests.support import REPOSITORY, require, rows
 from tests.unit.collector import collecting
 
@@ -177,6 +177,7 @@ def test_script_of_the_overlay(tmp_path: Path) -> None:
 
 def test_domain() -> None:
     need("virt-xml-validate", "libvirt-clients")
+    need("xmllint", "libxml2-utils")  # which it calls
     result = subprocess.run(
         ["virt-xml-validate", EXAMPLES / "libvirt" / "domain.xml", "domain"],
         capture_output=True, text=True, check=False,
@@ -218,7 +219,7 @@ def test_emulator(tmp_path: Path) -> None:
     greeting, _, version, _ = qmp(monitor, "qmp_capabilities", "query-version", "quit")
     assert version["return"]["qemu"] == greeting["QMP"]["version"]["qemu"]
     trace = traces / "libvirt.db"
-    wait_for(lambda: rows(trace, "SELECT exit_status FROM session") == [(0,)])
+    wait_until(lambda: rows(trace, "SELECT exit_status FROM session") == [(0,)])
 
 
 # --- systemd ------------------------------------------------------------------------------------
@@ -263,13 +264,13 @@ def test_vm_service(units: Path) -> None:
     service = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         comm = Path(f"/proc/{service.pid}/comm")
-        wait_for(lambda: comm.read_text().startswith("qemu-system"))  # it is QEMU itself
+        wait_until(lambda: comm.read_text().startswith("qemu-system"))  # it is QEMU itself
         assert service.poll() is None
     finally:
         service.send_signal(signal.SIGTERM)
         status = service.wait(SECONDS)
     assert status in (0, -signal.SIGTERM)  # the latter before it has set a handler up
-    wait_for(lambda: rows(units / "one.db", "SELECT exit_status FROM session") == [(status,)])
+    wait_until(lambda: rows(units / "one.db", "SELECT exit_status FROM session") == [(status,)])
 
 
 def test_export_service(units: Path, place: Place) -> None:

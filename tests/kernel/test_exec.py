@@ -51,7 +51,10 @@ def test_opens_are_served(build: Build, run: Runner, place: Place) -> None:
 
 def test_daemon_is_followed(run: Runner, place: Place) -> None:
     """The first process ends, its caller goes on at once, and the daemon is served still."""
-    daemon = f"sleep 1; dd iflag=noatime if={place.file} of=/dev/null"
+    gate = place.path / "gate"
+    os.mkfifo(gate, 0o666)
+    gate.chmod(0o666)
+    daemon = f"read go <{gate}; dd iflag=noatime if={place.file} of=/dev/null"
     script = f"( {daemon} ) >/dev/null 2>&1 </dev/null & echo started"
     result = subprocess.run(
         as_exec(run, ["sh", "-c", script]), capture_output=True, text=True, check=False,
@@ -59,6 +62,7 @@ def test_daemon_is_followed(run: Runner, place: Place) -> None:
     )  # fmt: skip
     assert (result.returncode, result.stdout, result.stderr) == (0, "started\n", "")
     assert rows(run.trace, "SELECT ended_ns FROM session") == [(None,)], "nobody waited"
+    gate.write_text("\n")
     assert ended_trace(run).events("program, decision, errno") == [("dd", "cleared", None)]
 
 

@@ -41,6 +41,7 @@ def supervised(run: Runner, mode: str, argv: list[str]) -> Iterator[tuple[int, i
         if mode == "exec":
             supervisor = tracer_of(cmd)
             (keeper,) = children(supervisor)
+        wait_until(lambda: arguments(keeper)[0].startswith("flagshim: keeper"))
         yield cmd, supervisor, keeper
         assert process.stdin is not None
         process.stdin.close()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import flagshim_command, rows
+from tests.support import HANGS, flagshim_command, rows
 
 READ = "dd status=none iflag=noatime if={} of=/dev/null"
 
@@ -15,7 +15,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     command = ["run", "-o", str(trace), "--when", when, *options, "--", "sh", "-c", script]
     return subprocess.run(
-        [*flagshim_command(), *command], capture_output=True, text=True, check=False, timeout=60
+        [*flagshim_command(), *command], capture_output=True, text=True, check=False, timeout=HANGS
     )
 
 

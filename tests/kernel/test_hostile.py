@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from flagshim import tracee
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
+from tests.kernel.ways import wait_until
 from tests.support import REPOSITORY, flagshim_command, require, rows
 
 
@@ -69,20 +71,22 @@ def test_interrupted_call_and_another_from_the_same_buffer(
 
 def test_supervisor_without_descriptors_to_spare(build: Build, run: Runner, place: Place) -> None:
     """It cannot look anything up then, and still lets everybody run."""
-    command = run.command([build("storm"), "2", "2", "4001", str(place.file)])
-    process = subprocess.Popen(
-        ["sh", "-c", 'read go; exec "$@"', "sh", *command], stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, cwd=REPOSITORY,
-    )  # fmt: skip
-    with process:
-        assert process.stdin is not None
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        deadline = time.monotonic() + SECONDS
-        while not (run.trace.exists() and _count(run.trace)):
-            assert time.monotonic() < deadline
+    opens, log = 1_000_003, place.path / "log"
+    log.write_bytes(bytes(8 * opens))
+    log.chmod(0o666)
+    endure = [build("endure"), "2", "2", str(opens), str(place.file), str(log)]
+    process = subprocess.Popen(run.command(endure), stderr=subprocess.DEVNULL, cwd=REPOSITORY)
+    try:
+        wait_until(lambda: _count(run.trace) > 97)
         subprocess.run(["prlimit", "--pid", str(process.pid), "--nofile=3"], check=True)
-        assert process.wait(timeout=SECONDS) == 0, "an open failed"
+        before = _count(run.trace)
+        wait_until(lambda: _count(run.trace) > before + 4001)
+        assert process.poll() is None, "it went on all along"
+    finally:
+        process.kill()  # and all of them
+        process.wait(timeout=SECONDS)
+    times = [ns for (ns,) in struct.iter_unpack("=q", log.read_bytes()) if ns]
+    assert min(times) > 0, "an open failed"
 
 
 def _count(trace: Path) -> int:

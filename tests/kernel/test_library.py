@@ -7,13 +7,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import flagshim
 from tests.kernel.conftest import NOBODY, Place, Runner
+from tests.kernel.ways import wait_until
 from tests.support import REPOSITORY, flagshim_command, require, rows
 
 
@@ -164,7 +164,7 @@ def test_timeout_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     child, pid = stubborn(timeout=0.5)
     with pytest.raises(subprocess.TimeoutExpired, match=r"'sh', '-c'.* 0\.5 seconds"), child:
         pass
-    assert not alive(pid)
+    wait_until(lambda: not alive(pid))  # killed it is, but has yet to be scheduled to die
     assert child.returncode == -signal.SIGKILL
     assert child.session.ended_ns is None
 
@@ -174,7 +174,7 @@ def test_an_exception_in_the_block_stops_everything(monkeypatch: pytest.MonkeyPa
     child, pid = stubborn()
     with pytest.raises(ZeroDivisionError), child:
         raise ZeroDivisionError
-    assert not alive(pid)
+    wait_until(lambda: not alive(pid))
 
 
 def test_kill_is_not_our_failure() -> None:
@@ -182,9 +182,7 @@ def test_kill_is_not_our_failure() -> None:
     with child:
         child.kill()
         assert child.wait() == -signal.SIGKILL
-    deadline = time.monotonic() + 20
-    while alive(pid):
-        assert time.monotonic() < deadline
+    wait_until(lambda: not alive(pid))
     child.session  # noqa: B018  (the trace is whole)
 
 
@@ -242,9 +240,7 @@ def test_events_so_far(place: Place) -> None:
     ) as child:
         assert child.stdout.readline() == b"content\n"
         assert child.stdout.readline() == b"done\n"
-        deadline = time.monotonic() + 20
-        while not child.events:
-            assert time.monotonic() < deadline
+        wait_until(lambda: child.events)
         child.communicate(b"\n")
 
 

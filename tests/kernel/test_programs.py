@@ -3,13 +3,13 @@
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import NOBODY, Build, Place, Runner
+from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
+from tests.kernel.ways import wait_until
 from tests.support import require, rows
 
 
@@ -76,14 +76,6 @@ def fuse_layers(place: Place) -> Iterator[tuple[list[str], Path]]:
     subprocess.run(["umount", "-l", mount], capture_output=True, check=False)
 
 
-def wait_for(condition, seconds: float = 20.0) -> None:
-    """Poll for what another process does; fail rather than hang."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
-
-
 def test_client_of_fuse_overlayfs(fuse_layers: tuple[list[str], Path], run: Runner) -> None:
     """With squash_to_uid the client owns every file it sees, so the kernel lets its O_NOATIME
     pass, and the server, who does not own the lower file, hands it to openat2
@@ -100,11 +92,11 @@ def test_client_of_fuse_overlayfs(fuse_layers: tuple[list[str], Path], run: Runn
             [*prefix, *server_argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            wait_for(mount.is_mount)
+            wait_until(mount.is_mount)
             return run.native(["dd", "iflag=noatime", f"if={mount}/file", "status=none"])
         finally:
             subprocess.run(["umount", mount], check=True)
-            server.wait(timeout=20)
+            server.wait(timeout=SECONDS)
 
     assert "Operation not permitted" in read_through([]).stderr
     command = run.command([], user=None)

@@ -3,13 +3,14 @@
 import re
 import shlex
 import signal
+import subprocess
 
 import pytest
 
 from tests.kernel.conftest import Build, Place, Runner
 from tests.kernel.terminal import INTERRUPT, QUIT, SUSPEND, Terminal
 from tests.kernel.ways import Way, as_exec, ended_trace
-from tests.support import rows
+from tests.support import REPOSITORY, rows
 
 
 @pytest.mark.parametrize("mode", ["actions", "senders", "queue", "faults"])
@@ -142,3 +143,30 @@ def test_job_of_an_interactive_shell(run: Runner, place: Place, command: str) ->
     shim = ended_trace(run)
     assert shim.session("exit_status") == (9,)
     assert shim.events("decision") == [("kept",)]
+
+
+ENDS = ("exit", "kill", "abort", "threads", "leader", "exec")
+ROUNDS = 101
+
+
+def test_parent_with_a_pidfd_finds_its_child_ended(build: Build, run: Runner, way: Way) -> None:
+    """It waits once, without blocking, as soon as it has heard: GLib's child watch does."""
+    program = build("reaper")
+    natively = run.native([program, str(ROUNDS)])
+    assert [line.split()[:2] for line in natively.stdout.splitlines()] == [
+        [end, str(ROUNDS)] for end in ENDS
+    ]
+    shim = way([program, str(ROUNDS)])
+    assert (shim.status, shim.out) == (0, natively.stdout), shim.err
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("mode", ["run", "exec"])
+def test_end_of_the_command_is_in_the_trace(build: Build, run: Runner, mode: str, end: str) -> None:
+    """However its threads end: `exec` has nobody to wait for, and hears of threads only."""
+    argv = [build("reaper"), end]
+    command = as_exec(run, argv) if mode == "exec" else run.command(argv)
+    natively = run.native(argv).returncode
+    done = subprocess.run(command, check=False, cwd=REPOSITORY, capture_output=True)
+    assert done.returncode == natively
+    assert ended_trace(run).session("exit_status") == (natively,)

@@ -5,6 +5,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
+from tests.kernel.ways import children
 from tests.support import REPOSITORY, rows
 
 
@@ -165,19 +167,20 @@ def test_full_disk_costs_the_trace_only(
 
 def test_killed_keeper(build: Build, run: Runner, place: Place) -> None:
     """Without the process that writes there is no trace, and every open all the same."""
-    argv = run.command([build("storm"), "0", "1", "20011", str(place.file)])
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + SECONDS
-    names = {}
-    while len(names) != 2 or not any("storm" in name for name in names.values()):
-        assert time.monotonic() < deadline
-        with contextlib.suppress(OSError):
-            names = {pid: os.readlink(f"/proc/{pid}/exe") for pid in children.read_text().split()}
-    (keeper,) = (int(pid) for pid, name in names.items() if "storm" not in name)
+    storm = [build("storm"), "0", "1", "20011", str(place.file)]
+    argv = run.command(["sh", "-c", 'echo up; read go; exec "$@"', "sh", *storm])
+    process = subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=REPOSITORY,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    (keeper,) = (
+        pid for pid in children(process.pid)
+        if os.readlink(f"/proc/{pid}/exe") == os.path.realpath(sys.executable)
+    )  # fmt: skip
     os.kill(keeper, signal.SIGKILL)
-    assert process.stderr is not None
-    last = process.stderr.read().splitlines()[-1]
-    assert process.wait(timeout=SECONDS) == 0
+    last = process.communicate("\n", timeout=SECONDS)[1].splitlines()[-1]
+    assert process.returncode == 0
     assert "20011 of 20011 opens rewritten, 20011 not in the trace" in last
     assert "was killed" in last

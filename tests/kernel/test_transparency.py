@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Run, Runner
-from tests.kernel.ways import Way
+from tests.kernel.ways import Way, children, status_of, wait_until
 from tests.support import REPOSITORY, read_until, rows
 
 
@@ -295,10 +295,7 @@ def test_sigkill_of_the_program_in_the_middle_of_its_opens(
     ) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
-        deadline = time.monotonic() + SECONDS
-        while not rows(run.trace, "SELECT count(*) FROM event")[0][0]:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: rows(run.trace, "SELECT count(*) FROM event")[0][0])
         os.kill(pid, signal.SIGKILL)
         out, err = process.communicate(timeout=SECONDS)
     assert out == "137\n"
@@ -334,35 +331,45 @@ def test_job_control(run: Runner, options: tuple[str, ...]) -> None:
 
 def test_stop_and_continue_of_the_program_alone(build: Build, run: Runner, place: Place) -> None:
     """SIGSTOP really stops it: PTRACE_CONT out of a group-stop would let it run."""
-    script = (
-        '"$@" & pid=$!; kill -STOP $pid; sleep 0.2; '
-        "grep -E '^State' /proc/$pid/status; kill -CONT $pid; wait $pid; echo $?"
-    )
-    shim = run.supervised(
-        ["sh", "-c", script, "sh", build("storm"), "1", "1", "3001", str(place.file)]
-    )
-    assert "State:\tt (tracing stop)" in shim.out or "State:\tT (stopped)" in shim.out
-    assert shim.out.endswith("0\n")
-    assert shim.events("count(*)") == [(3001,)]
+    command = run.command([build("storm"), "0", "1", "10000019", str(place.file)])
+    shim = run.last()
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as supervisor:
+        try:
+            wait_until(lambda: _count(shim) > 97)
+            (storm,) = (
+                pid for pid in children(supervisor.pid)
+                if "storm" in os.readlink(f"/proc/{pid}/exe")
+            )  # fmt: skip
+
+            def stands_still() -> bool:
+                before = _count(shim)
+                time.sleep(0.2)  # long for who runs: it would make thousands of opens
+                return _count(shim) == before and status_of(storm, "State")[0] in "tT"
+
+            os.kill(storm, signal.SIGSTOP)
+            wait_until(stands_still)
+            stopped_at = _count(shim)
+            os.kill(storm, signal.SIGCONT)
+            wait_until(lambda: _count(shim) > stopped_at + 97)
+            os.kill(storm, signal.SIGTERM)
+            assert supervisor.wait(timeout=SECONDS) == -signal.SIGTERM
+        finally:
+            supervisor.kill()
+    assert shim.events("count(*)", "errno IS NOT NULL") == [(0,)]
+    assert shim.session("lost, seen - (SELECT count(*) FROM event)") == (0, 0)
 
 
 def test_supervisor_killed(build: Build, run: Runner, place: Place) -> None:
     """EXITKILL: the program goes with it, and the trace is whole up to then."""
     argv = run.command([build("storm"), "2", "3", "1000000007", str(place.file)])
     process = subprocess.Popen(argv, cwd=REPOSITORY)
-    shim = Run(0, "", "", run.trace)
-    deadline = time.monotonic() + SECONDS
-    while not (run.trace.exists() and _count(shim) > 1009):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    shim = run.last()
+    wait_until(lambda: _count(shim) > 1009)
+    theirs = children(process.pid)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 10
-    try:
-        while any(_is_running(int(pid)) for pid in children):
-            assert time.monotonic() < deadline, "something outlived its supervisor"
-            time.sleep(0.01)
+    try:  # nothing outlives its supervisor, but for what it takes to write the rest
+        wait_until(lambda: not any(_is_running(pid) for pid in theirs))
     finally:
         for (pid,) in shim.events("DISTINCT pid"):
             if _is_running(pid):

@@ -27,14 +27,25 @@ def ended_trace(run: Runner) -> Run:
 
 
 def attach(run: Runner, pid: int, *options: str) -> subprocess.Popen[str]:
-    """Attach to a process; return once it is traced, or could not be."""
+    """Attach to a process; return once flagshim says that it serves it, or has ended."""
     run.command([])
     process = subprocess.Popen(
         [*flagshim_command(), "attach", "-o", str(run.trace), *options, str(pid)],
         stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
     )  # fmt: skip
-    wait_until(lambda: traced(pid) or process.poll() is not None)
+    assert process.stderr is not None
+    said = b""
+    while b"is served" not in said and (more := _line(process.stderr.fileno())):
+        said += more
     return process
+
+
+def _line(fd: int) -> bytes:
+    """Read a line and not a byte more; the rest is for subprocess to read."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(fd, 1)):
+        line += byte
+    return line
 
 
 def wait_until(condition: Callable[[], object]) -> None:

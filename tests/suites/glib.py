@@ -13,8 +13,9 @@ class GLib(Suite):
     """gnome-desktop-testing-runner; a name is program.test:/case, run again with its program."""
 
     name = "glib"
-    packages = ("libglib2.0-tests", "gnome-desktop-testing")
+    packages = ("libglib2.0-tests", "gnome-desktop-testing", "gdb")
     seconds = 1800
+    tracers = ("gdb",)
 
     def version(self) -> str:
         shown = ["dpkg-query", "-W", "-f", "${Version}", "libglib2.0-0"]

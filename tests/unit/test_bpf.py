@@ -7,18 +7,24 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from flagshim.engines.bpf import headers, records
 from flagshim.engines.bpf.libc import blind_spots, entries_of, libc_of_command, libc_of_process
+from flagshim.engines.bpf.pump import Pump
 from flagshim.engines.bpf.rewriter import _masks, why_not
+from flagshim.engines.bpf.translation import Translator
 from flagshim.errors import FlagshimError
 from flagshim.openflags import bits_of
 from flagshim.rules import MACHINE, Rule, When
 from flagshim.syscalls import Kind
-from tests.support import REPOSITORY
+from flagshim.trace.store import begin_session
+from flagshim.trace.writer import TraceWriter
+from tests.support import REPOSITORY, rows
+from tests.unit.test_writer import SESSION, wait_for
 
 NOATIME, DIRECT = (bits_of(name, MACHINE) for name in ("O_NOATIME", "O_DIRECT"))
 
@@ -70,6 +76,29 @@ def test_a_record_is_decoded() -> None:
     assert raw == (1, 2, 3, -1, 4, 5, 6, -100, 2, 1, False, b"dd", b"/file")
     nameless = struct.pack("=QQQqIIIiIIII16s", 1, 2, 3, -1, 4, 5, 6, -100, 2, 1, 0, 0, b"dd")
     assert records.unpack_open(nameless).path is None
+
+
+# --- the pump -----------------------------------------------------------------------------
+
+
+class Silent:
+    """An observer with nothing to tell, but of what it could not tell."""
+
+    def take(self) -> list[records.RawOpen]:
+        return []
+
+    def new_misses(self) -> Counter[str]:
+        return Counter({"ring full": 13})
+
+
+def test_a_loss_is_in_the_trace_before_any_further_open(tmp_path: Path) -> None:
+    trace = tmp_path / "t.db"
+    writer = TraceWriter(begin_session(trace, SESSION), print)
+    pump = Pump(Silent(), Translator(), writer)
+    pump.count_misses()
+    wait_for(trace, "SELECT lost FROM session", 13, pump.move)
+    assert rows(trace, "SELECT seen, lost FROM session") == [(13, 13)]
+    writer.close(None)
 
 
 # --- headers ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
-from tests.support import REPOSITORY, flagshim_command
+from tests.support import HANGS, REPOSITORY, flagshim_command
 from tests.unit.collector import collecting
 from tests.unit.tracebuilder import FAILED, KEPT, OPEN, START, STILL_REFUSED, Trace, small
 
@@ -25,7 +25,7 @@ TEXT = (REPOSITORY / "docs" / "fleet.md").read_text()
 def export(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [*flagshim_command(), "export", *map(str, arguments)]
     return subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60,
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=HANGS,
         env={**os.environ, "OTEL_EXPORTER_OTLP_TIMEOUT": "10", **environment},
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from flagshim.gates.patterns import MANY, generalise
 from flagshim.reports import baselinefile
 from flagshim.reports.gate import verdict
 from flagshim.trace.reader import TraceReader
-from tests.support import REPOSITORY, flagshim_command
+from tests.support import HANGS, REPOSITORY, flagshim_command
 from tests.unit.test_report_cli import NASTY, nasty
 from tests.unit.tracebuilder import FAILED, KEPT, OPEN, START, STILL_REFUSED, Trace, small
 
@@ -23,7 +23,7 @@ from tests.unit.tracebuilder import FAILED, KEPT, OPEN, START, STILL_REFUSED, Tr
 def flagshim(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*flagshim_command(), *map(os.fspath, arguments)], capture_output=True, text=True,
-        check=False, timeout=60, cwd=REPOSITORY, env={**os.environ, **environment},
+        check=False, timeout=HANGS, cwd=REPOSITORY, env={**os.environ, **environment},
     )  # fmt: skip
 
 

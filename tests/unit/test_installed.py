@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import REPOSITORY, require
+from tests.support import HANGS, REPOSITORY, require
 from tests.unit.tracebuilder import small
 
 MAN = REPOSITORY / "docs" / "man"
@@ -172,7 +172,7 @@ def test_zsh(prefix: Path, tmp_path: Path) -> None:
             (b"flagshim rep\t\x18", b"flagshim report --view eve\t\x18")
         ):
             os.write(ours, typed)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + HANGS
             while not (lines.exists() and len(lines.read_text().splitlines()) > number):
                 assert time.monotonic() < deadline, shown
                 if select.select([ours], [], [], 0.05)[0]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.unit.collector import collecting
 from tests.unit.reportrunner import ROOT, process, run
 from tests.unit.tracebuilder import OPEN, START, STILL_REFUSED, Trace, small
 
@@ -221,6 +222,40 @@ def test_progress_makes_room_for_the_output(tmp_path, view):
     assert "\n" not in before
     assert "flagshim: reading" not in after
     assert after.count("\n") > 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "doing"),
+    [
+        (["export", "TRACE", "--parquet", "out.parquet"], "exporting"),
+        (["export", "TRACE", "--otlp", "URL"], "sending"),
+        (["merge", "-o", "out.db", "TRACE"], "merging"),
+    ],
+)
+def test_progress_of_what_hands_a_trace_on(tmp_path, arguments, doing):
+    trace = some_thousand(tmp_path / "t.db")
+    with collecting() as collector:
+        known = {"TRACE": str(trace), "URL": collector.url}
+        words = [known.get(word, word.replace("out", f"{tmp_path}/out")) for word in arguments]
+        _, err = terminals(*words, out=False, err=True)
+        assert f"\r\x1b[Kflagshim: {doing} {trace}, 0 s" in err
+        shown, last = err.rsplit("\r\x1b[K", 1)
+        assert "\n" not in shown
+        assert last.count("\n") == 1
+        _, plain = terminals(*words, out=False, err=False)
+        assert "\x1b" not in plain
+        assert plain.count("\n") == 1
+
+
+def test_progress_makes_room_for_a_baseline(tmp_path):
+    main, terminal = pty.openpty()
+    command = [sys.executable, "-c", IMPATIENT, "baseline", some_thousand(tmp_path / "t.db")]
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, cwd=ROOT):
+        os.close(terminal)
+        before, after = drained(main).rsplit("\r\x1b[K", 1)
+    assert "flagshim: reading" in before
+    assert "\n" not in before
+    assert after.startswith("# ")
 
 
 def test_progress_of_what_is_read_for_a_gate(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import REPOSITORY, flagshim_command
+from tests.support import HANGS, REPOSITORY, flagshim_command
 
 BAD = [
     ([], "no CMD", 125),
@@ -37,8 +37,8 @@ BAD = [
 
 def flagshim(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*flagshim_command(), *arguments], capture_output=True, text=True, check=False, timeout=60,
-        cwd=REPOSITORY, env={**os.environ, **environment},
+        [*flagshim_command(), *arguments], capture_output=True, text=True, check=False,
+        timeout=HANGS, cwd=REPOSITORY, env={**os.environ, **environment},
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from flagshim.errors import FlagshimError
 from flagshim.wrapper import wrapped_by, write_wrapper
-from tests.support import REPOSITORY, flagshim_command
+from tests.support import HANGS, REPOSITORY, flagshim_command
 
 ODD = ["plain", "two words", "quo'te\"", "$HOME `x`", "-o", "--", "", "new\nline"]
 
@@ -26,7 +26,7 @@ def test_arguments_pid_and_status_go_through(program: Path, tmp_path: Path) -> N
     process = subprocess.Popen(
         [wrapper, *ODD], stdout=subprocess.PIPE, text=True, env=environment, cwd="/"
     )
-    assert process.communicate(timeout=60)[0] == "|".join(ODD) + f"|{process.pid}\n"
+    assert process.communicate(timeout=HANGS)[0] == "|".join(ODD) + f"|{process.pid}\n"
     assert process.returncode == 0
 
 
@@ -36,7 +36,7 @@ def test_a_lone_question_is_not_supervised(program: Path, tmp_path: Path, questi
     wrapper, trace = tmp_path / "wrapper", tmp_path / "t.db"
     write_wrapper(str(program), wrapper, ["-o", str(trace)], replace=False)
     process = subprocess.Popen([wrapper, question], stdout=subprocess.PIPE, text=True)
-    assert process.communicate(timeout=60)[0] == f"{question}|{process.pid}\n"
+    assert process.communicate(timeout=HANGS)[0] == f"{question}|{process.pid}\n"
     assert not trace.exists()
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     subprocess.run([wrapper, question, "more"], check=True, env=environment)

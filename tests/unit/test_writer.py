@@ -4,6 +4,7 @@ import os
 import signal
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from flagshim.trace import schema
 from flagshim.trace.events import OpenEvent
 from flagshim.trace.store import begin_session
 from flagshim.trace.writer import TraceWriter
-from tests.support import rows
+from tests.support import HANGS, rows
 
 EVENT = OpenEvent(
     1, 2, 3, "dd", "openat", "x86_64", "f", "/f", "r", 0o1000000, 0, "cleared", "noatime",
@@ -25,6 +26,9 @@ SESSION = {
 }  # fmt: skip
 
 
+FEWER_THAN_A_BATCH = 101
+
+
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
     return tmp_path / "trace.db"
@@ -32,6 +36,17 @@ def trace(tmp_path: Path) -> Path:
 
 def begin(trace: Path) -> TraceWriter:
     return TraceWriter(begin_session(trace, SESSION), print)
+
+
+def wait_for(
+    trace: Path, query: str, wanted: int, meanwhile: Callable[[], object] = lambda: None
+) -> None:
+    """Wait until a query finds a number."""
+    deadline = time.monotonic() + HANGS
+    while (found := rows(trace, query)[0][0]) != wanted:
+        assert time.monotonic() < deadline, f"{found}, not {wanted}"
+        meanwhile()
+        time.sleep(0.01)
 
 
 def test_events_arrive_in_order_and_whole(trace: Path) -> None:
@@ -133,13 +148,25 @@ def test_keeper_that_does_not_get_on_stops_nobody_and_loses_nothing(trace: Path)
     assert rows(trace, "SELECT count(*) FROM event") == [(15_014,)]
 
 
+def test_what_a_full_pipe_did_not_take_waits_for_no_further_event(trace: Path) -> None:
+    writer = begin(trace)
+    os.kill(writer.keeper_pid, signal.SIGSTOP)
+    try:
+        while writer.flush():
+            for _ in range(FEWER_THAN_A_BATCH):
+                writer.record(EVENT)
+        assert not writer._events, "all of them are on their way"
+    finally:
+        os.kill(writer.keeper_pid, signal.SIGCONT)
+    wait_for(trace, "SELECT count(*) FROM event", writer.seen, writer.flush_if_due)
+    writer.close(0)
+
+
 def test_trace_that_is_deleted_meanwhile(trace: Path) -> None:
     writer = begin(trace)
     writer.record(EVENT)
     writer.flush()
-    deadline = time.monotonic() + 60
-    while not rows(trace, "SELECT count(*) FROM event")[0][0]:
-        assert time.monotonic() < deadline
+    wait_for(trace, "SELECT count(*) FROM event", 1)
     trace.unlink()
     writer.close(0)
     assert (writer.lost, writer.trouble) == (1, "it was deleted meanwhile")

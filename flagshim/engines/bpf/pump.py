@@ -67,7 +67,10 @@ class Pump:
                 except BrokenPipeError as error:
                     self.show, unseen = None, error
         if self._writer is not None:
-            self._writer.flush_if_due()
+            if taken:
+                self._writer.flush_if_due()
+            else:  # idle: counts of what was lost, too, which no event may ever follow
+                self._writer.flush()
         if unseen is not None:
             raise unseen
         return bool(taken)

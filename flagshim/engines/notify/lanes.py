@@ -25,19 +25,23 @@ _RING_SIZE = 1 << 20
 _LANE_SIZE = _HEADER_SIZE + _RING_SIZE
 _SHARED_SIZE = 4096
 _CALL_AT = 128
+_CALL_ID = _CALL_AT // 8
 _ALIGNMENT = 8
 _RECORD = struct.Struct("=Ii")
 """Before each record: its size with this and padding, and a descriptor."""
 _TO_THE_START = 0xFFFF_FFFF
 """Instead of a size: the next record is at the start of the ring."""
 _NO_DESCRIPTOR = -1
-_PATIENCE = 101
-_PATIENCE_SECONDS = 1e-3
-"""How often, and how long each time, to wait for room in the ring before a record is lost."""
+_PATIENCE_SECONDS = 1.0
+"""How long to wait for room in the ring before records are lost."""
+_MOMENT_SECONDS = 1e-3
 
-_int = struct.Struct("=Q")
-_PID, _STATE, _HEAD, _TAIL, _LOST, _ANSWERED, _PREPARED_AT, _PREPARED_END = range(0, 64, 8)
-_STRIKES, _STRUCK_CALL = 64, 72
+(
+    _PID, _STATE, _HEAD, _TAIL, _LOST, _ANSWERED, _PREPARED_AT, _PREPARED_END, _STRIKES,
+    _STRUCK_CALL, _MARK, _GIVEN,
+) = range(12)  # fmt: skip
+"""Words of 64 bits at the beginning of a lane."""
+_tick = struct.Struct("=Q")
 _CONFINED_SINCE = 8
 """Where that is in the memory that all share."""
 _NO_CALL = bytes(NOTIFICATION_SIZE)
@@ -84,18 +88,27 @@ class Lanes:
         if not no_new_privs:
             self._memory[1] = 1
         if not self._memory[0]:
-            _int.pack_into(self._memory, _CONFINED_SINCE, now)
+            _tick.pack_into(self._memory, _CONFINED_SINCE, now)
         self._memory[0] = 1
 
     @property
     def confined_since(self) -> int:
         """When the first did, in clock ticks."""
-        return int(_int.unpack_from(self._memory, _CONFINED_SINCE)[0])
+        return int(_tick.unpack_from(self._memory, _CONFINED_SINCE)[0])
 
     @property
     def confined_all_with_no_new_privs(self) -> bool:
         """Whether all that did had no_new_privs set, and so have all that come of them."""
         return self._memory[1] == 0
+
+    @property
+    def someone_changed_groups(self) -> bool:
+        """Whether any thread may have other supplementary groups than the command began with."""
+        return self._memory[3] != 0
+
+    def change_someones_groups(self) -> None:
+        """Note that one has."""
+        self._memory[3] = 1
 
     @property
     def guard_looks_soon(self) -> bool:
@@ -115,6 +128,9 @@ class Lane:
         self._memory = memory
         self._start = _SHARED_SIZE + number * _LANE_SIZE
         self._ring = self._start + _HEADER_SIZE
+        self._words = memoryview(memory)[self._start : self._ring].cast("Q")
+        self._tail_waited_for = -1
+        self._give_up_at = 0.0
         self.call_address = address_of(memory) + self._start + _CALL_AT
 
     # --- who ----------------------------------------------------------------------------
@@ -122,30 +138,30 @@ class Lane:
     @property
     def pid(self) -> int:
         """Of its supervisor; 0 for none."""
-        return self._get(_PID)
+        return self._words[_PID]
 
     @pid.setter
     def pid(self, pid: int) -> None:
-        self._set(_PID, pid)
+        self._words[_PID] = pid
 
     @property
     def state(self) -> State:
         """What that does."""
-        return State(self._get(_STATE))
+        return State(self._words[_STATE])
 
     @state.setter
     def state(self, state: State) -> None:
-        self._set(_STATE, state)
+        self._words[_STATE] = state
 
     def vacate(self) -> None:
         """Take note that its supervisor is gone."""
-        self._set(_PID, 0)
+        self._words[_PID] = 0
         self.state = State.NOBODY
 
     @property
     def answered(self) -> int:
         """How many calls were answered here."""
-        return self._get(_ANSWERED)
+        return self._words[_ANSWERED]
 
     # --- the call -----------------------------------------------------------------------
 
@@ -158,21 +174,43 @@ class Lane:
     @property
     def call_id(self) -> int:
         """Of the call that was received here and not forgotten yet; 0 for none."""
-        return self._get(_CALL_AT)
+        return self._words[_CALL_ID]
 
     def strike(self) -> int:
         """Count a supervisor that died with the call; return how many did."""
-        strikes = self._get(_STRIKES) + 1 if self._get(_STRUCK_CALL) == self.call_id else 1
-        self._set(_STRIKES, strikes)
-        self._set(_STRUCK_CALL, self.call_id)
+        strikes = self._words[_STRIKES] + 1 if self._words[_STRUCK_CALL] == self.call_id else 1
+        self._words[_STRIKES] = strikes
+        self._words[_STRUCK_CALL] = self.call_id
         return strikes
+
+    # --- a descriptor on its way to the thread ------------------------------------------
+
+    @property
+    def mark(self) -> int:
+        """The offset that tells the file which is being given to the thread; 0 for none."""
+        return self._words[_MARK]
+
+    @mark.setter
+    def mark(self, offset: int) -> None:
+        self._words[_MARK] = offset
+
+    @property
+    def given(self) -> int | None:
+        """The thread's descriptor, once it has it."""
+        return self._words[_GIVEN] - 1 if self._words[_GIVEN] else None
+
+    @given.setter
+    def given(self, descriptor: int) -> None:
+        self._words[_GIVEN] = descriptor + 1
 
     def forget_call(self) -> None:
         """Make room for another call: it was answered, or waits no more."""
         start = self._start + _CALL_AT
-        self._set(_ANSWERED, self._get(_ANSWERED) + 1)
+        self._words[_ANSWERED] += 1
         self._memory[start : start + NOTIFICATION_SIZE] = _NO_CALL
-        self._set(_PREPARED_END, 0)
+        self._words[_GIVEN] = 0
+        self._words[_MARK] = 0
+        self._words[_PREPARED_END] = 0
 
     # --- what is told, by the supervisor ------------------------------------------------
 
@@ -184,15 +222,11 @@ class Lane:
         """
         payload = marshal.dumps(record)  # type: ignore[arg-type]
         size = -(-(_RECORD.size + len(payload)) // _ALIGNMENT) * _ALIGNMENT
-        head = self._get(_HEAD)
+        head = self._words[_HEAD]
         left = _RING_SIZE - head % _RING_SIZE
         start = head if size <= left else head + left
-        for _ in range(_PATIENCE):
-            if start + size - self._get(_TAIL) <= _RING_SIZE:
-                break
-            time.sleep(_PATIENCE_SECONDS)
-        else:
-            self._set(_LOST, self._get(_LOST) + 1)
+        if not self._has_room(start + size):
+            self._words[_LOST] += 1
             return False
         if start != head:
             _RECORD.pack_into(self._memory, self._ring + head % _RING_SIZE, _TO_THE_START, 0)
@@ -200,18 +234,29 @@ class Lane:
         _RECORD.pack_into(self._memory, at, size, _NO_DESCRIPTOR)
         at += _RECORD.size
         self._memory[at : at + len(payload)] = payload
-        self._set(_PREPARED_AT, start)
-        self._set(_PREPARED_END, start + size)
+        self._words[_PREPARED_AT] = start
+        self._words[_PREPARED_END] = start + size
+        return True
+
+    def _has_room(self, end: int) -> bool:
+        """Wait for a guard that gets too little CPU; not again for one that does not move."""
+        while end - self._words[_TAIL] > _RING_SIZE:
+            if self._tail_waited_for != self._words[_TAIL]:
+                self._tail_waited_for = self._words[_TAIL]
+                self._give_up_at = time.monotonic() + _PATIENCE_SECONDS
+            elif time.monotonic() > self._give_up_at:
+                return False
+            time.sleep(_MOMENT_SECONDS)
         return True
 
     @property
     def is_prepared(self) -> bool:
         """Whether something is to be told of the call."""
-        return self._get(_PREPARED_END) != 0
+        return self._words[_PREPARED_END] != 0
 
     def is_published(self) -> bool:
         """Tell whether it was told."""
-        return self._get(_HEAD) >= self._get(_PREPARED_END)
+        return self._words[_HEAD] >= self._words[_PREPARED_END]
 
     def publish(self, descriptor: int | None = None) -> None:
         """Tell what was prepared.
@@ -220,19 +265,19 @@ class Lane:
             descriptor: what the call returned, unless it failed or nobody knows.
         """
         if descriptor is not None:
-            at = self._ring + self._get(_PREPARED_AT) % _RING_SIZE + 4
+            at = self._ring + self._words[_PREPARED_AT] % _RING_SIZE + 4
             self._memory[at : at + 4] = descriptor.to_bytes(4, "little", signed=True)
-        self._set(_HEAD, self._get(_PREPARED_END))
+        self._words[_HEAD] = self._words[_PREPARED_END]
 
     def withdraw(self) -> None:
         """Do not tell what was prepared."""
-        self._set(_PREPARED_END, 0)
+        self._words[_PREPARED_END] = 0
 
     # --- what is told, to the guard -----------------------------------------------------
 
     def told(self) -> Iterator[tuple[tuple[object, ...], int | None]]:
         """Return what was told, with the descriptor, each once."""
-        tail, head = self._get(_TAIL), self._get(_HEAD)
+        tail, head = self._words[_TAIL], self._words[_HEAD]
         while tail < head:
             at = self._ring + tail % _RING_SIZE
             size, descriptor = _RECORD.unpack_from(self._memory, at)
@@ -242,17 +287,11 @@ class Lane:
             record = marshal.loads(self._memory[at + _RECORD.size : at + size])
             yield record, None if descriptor == _NO_DESCRIPTOR else descriptor
             tail += size
-            self._set(_TAIL, tail)
+            self._words[_TAIL] = tail
 
     def take_lost(self) -> int:
         """Return how many records there was no room for, since the last time."""
-        lost = self._get(_LOST)
+        lost = self._words[_LOST]
         if lost:
-            self._set(_LOST, 0)
+            self._words[_LOST] = 0
         return lost
-
-    def _get(self, offset: int) -> int:
-        return int(_int.unpack_from(self._memory, self._start + offset)[0])
-
-    def _set(self, offset: int, value: int) -> None:
-        _int.pack_into(self._memory, self._start + offset, value)

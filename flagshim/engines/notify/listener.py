@@ -4,6 +4,7 @@ Structures and requests of include/uapi/linux/seccomp.h.
 """
 
 import errno
+import fcntl
 import struct
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ _RECV = 0xC0502100
 _SEND = 0xC0182101
 _ID_VALID = 0x40082102
 _ADDFD = 0x40182103
+_SET_FLAGS = 0x40082104
+_USER_NOTIF_FD_SYNC_WAKE_UP = 1
 _USER_NOTIF_FLAG_CONTINUE = 1
-_ADDFD_FLAG_SEND = 2
 
 # struct seccomp_notif: id, pid, flags, then struct seccomp_data: nr, arch, ip, args[6].
 _notification = struct.Struct("=QIIiIQ6Q")
@@ -57,6 +59,18 @@ class Listener:
         self.fd = fd
         self._buffer = bytearray(_response.size)
         self._at = address_of(self._buffer)
+
+    def share_a_cpu(self) -> bool:
+        """Have threads and us wake each other on the CPU we are on: no idle one is to be woken.
+
+        Returns:
+            Whether the kernel can (commit 48a1084a8b74, Linux 6.6).
+        """
+        try:
+            fcntl.ioctl(self.fd, _SET_FLAGS, _USER_NOTIF_FD_SYNC_WAKE_UP)
+        except OSError:
+            return False
+        return True
 
     def receive(self, address: int) -> bool:
         """Have the kernel put the next call at an address, where all must be zero.
@@ -105,8 +119,12 @@ class Listener:
         """
         self._send(id_, 0, -number, 0)
 
-    def hand_over(self, id_: int, fd: int, flags: int) -> int:
-        """Give the thread a duplicate of our descriptor, and have its call return that.
+    def give(self, id_: int, fd: int, flags: int) -> int:
+        """Give the thread a duplicate of our descriptor; its call still waits.
+
+        Not with SECCOMP_ADDFD_FLAG_SEND: if whoever asks for that is killed, stopped or frozen
+        before the thread has taken the descriptor, the kernel takes that back but not the answer,
+        and the call returns 0 (seccomp_notify_addfd() in kernel/seccomp.c, seen on Linux 6.18).
 
         Args:
             id_: of the call.
@@ -120,7 +138,7 @@ class Listener:
             Gone: see there.
             OSError: the thread cannot have another (EMFILE); the call still waits.
         """
-        _addfd.pack_into(self._buffer, 0, id_, _ADDFD_FLAG_SEND, fd, 0, flags)
+        _addfd.pack_into(self._buffer, 0, id_, 0, fd, 0, flags)
         try:
             return device_control(self.fd, _ADDFD, self._at)
         except FileNotFoundError:

@@ -5,6 +5,7 @@ opens nothing, and pins it down: what is decided of it, and then opened, is that
 becomes of its name meanwhile.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from flagshim import tracee
 from flagshim.engines.calls import OpenCall, signed
-from flagshim.engines.notify.standing import CannotBe, Impersonation, Standing
+from flagshim.engines.notify.standing import CannotBe, Impersonation, Standing, Standings
 from flagshim.linux import (
     AT_FDCWD,
     RESOLVE_BENEATH,
@@ -28,7 +29,6 @@ from flagshim.linux import (
     filesystem_type,
     inode_of,
     open_by_handle_at,
-    open_thread,
     openat2,
 )
 from flagshim.rules import noatime_refusal
@@ -111,7 +111,8 @@ class Opened(NamedTuple):
 class Opener:
     """Opens files for threads; and sets flags of descriptors they have."""
 
-    def __init__(self) -> None:
+    def __init__(self, standings: Standings) -> None:
+        self._standings = standings
         self._impersonation = Impersonation()
         self._root = _place_of(b"/")
         self._local_mounts: set[int] = set()
@@ -121,6 +122,7 @@ class Opener:
         call: OpenCall,
         tid: int,
         thread: Standing,
+        shares_root: bool,
         is_waiting: Callable[[], bool],
         patient: bool,
     ) -> Opened:
@@ -130,6 +132,7 @@ class Opener:
             call: `clear` is filled with the bits that were taken off, as is what led to it.
             tid: the thread, which stands still.
             thread: who that is.
+            shares_root: as the method says.
             is_waiting: tells whether the thread is still the one with that ID.
             patient: whether to go on where a filesystem may have to be waited for.
 
@@ -151,12 +154,12 @@ class Opener:
         if call.flags & os.O_TRUNC and _has_no_room(tid):  # the kernel looks for that first, too
             raise Leave(Reason.FAILED, errno.EMFILE)
         handle = _read_handle(call, tid) if call.kind is Kind.OPEN_BY_HANDLE_AT else None
-        start, resolve = self._start(call, tid, patient)
+        start, resolve = self._start(call, tid, shares_root, patient)
         try:
             if not patient:
                 resolve |= RESOLVE_CACHED
-            # All that was read of the thread until now was read of this one.
-            if not is_waiting():
+            # Nothing but O_TRUNC would be for good if all this were of another thread's by now.
+            if call.flags & os.O_TRUNC and not is_waiting():
                 raise ProcessLookupError
             try:
                 who.become(thread, shared)
@@ -211,9 +214,29 @@ class Opener:
         finally:
             os.close(duplicate)
 
+    def marked(self, tid: int, offset: int) -> int | None:
+        """Return the descriptor of a thread whose file is at an offset; None if there is none."""
+        try:
+            names = os.listdir(f"/proc/{tid}/fdinfo")
+        except OSError:
+            return None
+        for name in names:
+            with contextlib.suppress(OSError), open(f"/proc/{tid}/fdinfo/{name}", "rb") as file:
+                if file.readline().split() == [b"pos:", b"%d" % offset]:
+                    return int(name)
+        return None
+
+    def rewind(self, tid: int, fd: int, offset: int) -> None:
+        """Have a file of a thread that is at an offset begin at its start."""
+        with contextlib.suppress(OSError, Leave):
+            duplicate = self._duplicate(tid, fd)
+            if os.lseek(duplicate, 0, os.SEEK_CUR) == offset:
+                os.lseek(duplicate, 0, os.SEEK_SET)
+            os.close(duplicate)
+
     # --- where it is --------------------------------------------------------------------
 
-    def _start(self, call: OpenCall, tid: int, patient: bool) -> tuple[int, int]:
+    def _start(self, call: OpenCall, tid: int, same_root: bool, patient: bool) -> tuple[int, int]:
         """Return a descriptor that the path starts from, or AT_FDCWD, and how to resolve it."""
         resolve = call.resolve | RESOLVE_NO_MAGICLINKS
         if call.kind is Kind.OPEN_BY_HANDLE_AT:
@@ -221,7 +244,6 @@ class Opener:
         if not call.path:
             raise Leave(Reason.FAILED if call.path == b"" else Reason.NOT_RESCUED_MEMORY)
         try:
-            same_root = self._shares_root(tid)
             if call.path.startswith(b"/") and not call.resolve & RESOLVE_IN_ROOT:
                 if call.resolve & RESOLVE_BENEATH:
                     raise Leave(Reason.FAILED, errno.EXDEV)
@@ -249,21 +271,24 @@ class Opener:
         except OSError as error:
             raise _ours(error, Reason.NOT_RESCUED_USER) from None
 
-    def _shares_root(self, tid: int) -> bool:
-        return self._root_of(tid) == self._root
+    def shares_root(self, tid: int) -> bool:
+        """Tell whether an absolute path means to a thread what it means to us."""
+        try:
+            return self._root_of(tid) == self._root
+        except OSError:  # a thread that is gone, or that we may not look into
+            return False
 
     @staticmethod
     def _root_of(tid: int) -> Place:
         return _place_of(b"/proc/%d/root" % tid)
 
-    @staticmethod
-    def _duplicate(tid: int, fd: int) -> int:
+    def _duplicate(self, tid: int, fd: int) -> int:
         try:
-            thread = open_thread(tid)
             try:
-                return duplicate_of(thread, fd)
-            finally:
-                os.close(thread)
+                return duplicate_of(self._standings.pidfd(tid), fd)
+            except ProcessLookupError:  # a former thread's
+                self._standings.forget(tid)
+                return duplicate_of(self._standings.pidfd(tid), fd)
         except ProcessLookupError:
             raise
         except OSError as error:

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import itertools
 import os
+import random
 import time
 from collections.abc import Iterator
 
@@ -11,7 +13,7 @@ from flagshim.engines.calls import CallReader, OpenCall, Process, event_of
 from flagshim.engines.notify.lanes import Lane, Lanes
 from flagshim.engines.notify.listener import Gone, Listener, Notification
 from flagshim.engines.notify.opener import Leave, MayWait, Opened, Opener
-from flagshim.engines.notify.standing import Standing, read_standing
+from flagshim.engines.notify.standing import Standing, Standings
 from flagshim.engines.policy import Policy
 from flagshim.engines.roster import Roster
 from flagshim.seccomp import listened_calls
@@ -81,9 +83,11 @@ class Server:
         self._lane = lane
         self._confined = confined
         self._reader = CallReader(policy.rules, self.sink)
-        self._opener = Opener()
+        self._standings = Standings(lanes)
+        self._opener = Opener(self._standings)
         self._calls = listened_calls()
         self._processes: dict[int, Process] = {}
+        self._marks = itertools.count(random.randrange(_MARKS))
 
     def serve(self, call: Notification, patient: bool) -> None:
         """Answer the call of our lane.
@@ -121,28 +125,35 @@ class Server:
                 self.sink.blind_spot("thread of another PID namespace", b"?")
             self._listener.let_go_on(call.id)
             return
-        thread = read_standing(call.tid)
+        thread = self._standings.of(call.tid)
         process = self._process(thread.pid, call.tid)
         open_call = None
-        if self._is_open(kind, call, process, thread):
+        shares_root = False
+
+        def root() -> bytes:
+            nonlocal shares_root
+            shares_root = self._opener.shares_root(call.tid)
+            return b"/" if shares_root else tracee.root_of(call.tid)
+
+        if self._is_open(kind, call, process):
             key = (call.instruction, 0, call.number, *call.arguments)
             open_call = self._reader.read(
-                call.tid, kind, call.audit_arch, key, process, lambda: tracee.root_of(call.tid)
-            )
+                call.tid, kind, call.audit_arch, key, process, root
+            )  # fmt: skip
         if open_call is None:
             self._listener.let_go_on(call.id)
             return
         open_call.tries = 1
         try:
-            self._check(open_call, thread, reason)
+            self._check(open_call, call.tid, thread, reason)
             if kind is Kind.SETFL:
                 self._set_flags(call, open_call, thread, process)
             else:
-                self._open(call, open_call, thread, process, patient)
+                self._open(call, open_call, thread, process, shares_root, patient)
         except Leave as leave:
             self._leave(call, open_call, thread, process, leave)
 
-    def _is_open(self, kind: Kind, call: Notification, process: Process, thread: Standing) -> bool:
+    def _is_open(self, kind: Kind, call: Notification, process: Process) -> bool:
         """Take note of a call that is no open; tell whether it is one that rules are for."""
         program = text_or_bytes(process.program)
         if kind is Kind.IO_URING:
@@ -152,20 +163,23 @@ class Server:
                 self.sink.blind_spot("seccomp listener", program)
         elif kind is Kind.LANDLOCK:
             self._confined.add(process.pid)
-            self._lanes.confine_someone(_now_in_ticks(), thread.no_new_privs)
+            no_new_privs = tracee.has_no_new_privs(call.tid)
+            self._lanes.confine_someone(_now_in_ticks(), no_new_privs)
             self.sink.blind_spot("landlock", program)
+        elif kind is Kind.GROUPS:
+            self._lanes.change_someones_groups()
         elif self._policy.exemption.programs and self._is_exempt(process.pid):
             self.sink.blind_spot("exempt", program)
         else:
             return True
         return False
 
-    def _check(self, call: OpenCall, thread: Standing, reason: Reason | None) -> None:
+    def _check(self, call: OpenCall, tid: int, thread: Standing, reason: Reason | None) -> None:
         if not call.clear and not call.verdict.clear_on:
             raise Leave(Reason.FORESEEN if call.verdict.matched else Reason.NO_RULE)
         if reason is not None:
             raise Leave(reason)
-        if self._lanes.someone_confined and self._may_be_confined(thread):
+        if self._lanes.someone_confined and self._may_be_confined(tid, thread.pid):
             raise Leave(Reason.NOT_RESCUED_CONFINED)
 
     # --- answers ------------------------------------------------------------------------
@@ -176,11 +190,15 @@ class Server:
         open_call: OpenCall,
         thread: Standing,
         process: Process,
+        shares_root: bool,
         patient: bool,
     ) -> None:
+        def is_waiting() -> bool:
+            return self._listener.is_waiting(call.id)
+
         opened = self._opener.open(
-            open_call, call.tid, thread, lambda: self._listener.is_waiting(call.id), patient
-        )
+            open_call, call.tid, thread, shares_root, is_waiting, patient
+        )  # fmt: skip
         try:
             self._hand_over(call, open_call, thread, process, opened)
         finally:
@@ -199,7 +217,7 @@ class Server:
         told = self._lane.prepare((EVENT, *event))
         fd = None
         try:
-            fd = self._listener.hand_over(call.id, opened.fd, open_call.flags & os.O_CLOEXEC)
+            fd = self._give(call, opened.fd, open_call.flags & os.O_CLOEXEC)
         except Gone:
             pass
         except OSError as error:  # EMFILE: the thread has no room for another
@@ -209,6 +227,39 @@ class Server:
             self._listener.fail(call.id, number)
         if told:
             self.sink.publish(fd)
+
+    def _give(self, call: Notification, fd: int, flags: int) -> int:
+        """Give the thread a file and have its call return the descriptor.
+
+        The offset of the file, which the thread has not seen yet, tells a successor of ours
+        which of the thread's descriptors that is, if we die in the middle.
+        """
+        lane = self._lane
+        lane.mark = next(self._marks)
+        try:
+            os.lseek(fd, lane.mark, os.SEEK_SET)
+        except OSError:  # a directory or filesystem without such offsets: then without
+            lane.mark = 0
+        given = lane.given = self._listener.give(call.id, fd, flags)
+        if lane.mark:
+            os.lseek(fd, 0, os.SEEK_SET)
+        self._listener.succeed(call.id, given)
+        return given
+
+    def go_on_giving(self, call: Notification) -> bool:
+        """Answer a call whose thread has its descriptor already; False if it has not."""
+        given = self._lane.given
+        if given is None:
+            given = self._opener.marked(call.tid, self._lane.mark)
+        if given is None:
+            return False
+        self._opener.rewind(call.tid, given, self._lane.mark)
+        with contextlib.suppress(Gone):
+            self._listener.succeed(call.id, given)
+        if self._lane.is_prepared:
+            self.sink.publish(given)
+        self._lane.forget_call()
+        return True
 
     def _set_flags(
         self, call: Notification, open_call: OpenCall, thread: Standing, process: Process
@@ -260,17 +311,17 @@ class Server:
             self._policy.exemption.covers(tracee.names(each)) for each in self._ancestry(pid)
         )
 
-    def _may_be_confined(self, thread: Standing) -> bool:
-        """Tell whether a process may have confined itself, or come of one that has.
+    def _may_be_confined(self, tid: int, pid: int) -> bool:
+        """Tell whether a thread may have confined itself, or come of one that has.
 
         Who it comes of, nobody can tell for sure: orphans are adopted, and clone(2) has
         CLONE_PARENT. But that was no earlier than it began, and no_new_privs is handed down.
         """
-        if thread.pid in self._confined:
+        if pid in self._confined:
             return True
-        if self._lanes.confined_all_with_no_new_privs and not thread.no_new_privs:
+        if self._lanes.confined_all_with_no_new_privs and not tracee.has_no_new_privs(tid):
             return False
-        began = tracee.start_of(thread.pid)
+        began = tracee.start_of(pid)
         return began is None or began >= self._lanes.confined_since
 
     def _ancestry(self, pid: int) -> Iterator[int]:
@@ -288,6 +339,8 @@ def _now_in_ticks() -> int:
 
 
 _PROCESSES_MAX = 1009
+_MARKS = 1 << 40
+"""About how far into files marks are: large filesystems have such offsets, programs do not."""
 _GENERATIONS = 101
 
 

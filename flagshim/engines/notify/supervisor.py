@@ -5,6 +5,7 @@ filesystem, it first lets another receive: the filesystem's server may be a prog
 to be served itself (FUSE).
 """
 
+import contextlib
 import os
 import select
 import time
@@ -60,7 +61,8 @@ class Supervisor:
         self._guard = guard
         self._next_look = 0.0
         # On one CPU nobody else runs while we poll.
-        self._spin = SPIN_SECONDS if len(os.sched_getaffinity(0)) > 1 else 0.0
+        alone = self._listener.share_a_cpu() or len(os.sched_getaffinity(0)) == 1
+        self._spin = 0.0 if alone else SPIN_SECONDS
 
     def run(self) -> Ended:
         """Serve until there is nobody left, or no guard; then nobody else receives calls."""
@@ -85,11 +87,13 @@ class Supervisor:
             return
         if not self._listener.is_waiting(lane.call_id):
             if lane.is_prepared and not lane.is_published():
-                self._server.sink.publish()
+                self._server.sink.publish(lane.given)
             lane.forget_call()
             return
-        lane.withdraw()
         call = notification_in(lane.call)
+        if lane.mark and self._server.go_on_giving(call):
+            return
+        lane.withdraw()
         if lane.strike() >= _STRIKES:
             self._server.sink.complain(f"{_STRIKES} supervisors died with one call; it went on")
             self._server.leave(call, Reason.NOT_RESCUED_FATAL)
@@ -135,6 +139,7 @@ class Supervisor:
             self._lane.state = State.RECEIVING
             return
         self._baton.pass_on()
-        os.write(self._poke, b"a")
+        with contextlib.suppress(OSError):  # full: the guard has much to look at as it is
+            os.write(self._poke, b"a")
         self._server.serve(call, patient=True)
         self._take_turn()

@@ -1,6 +1,7 @@
 /* argv: PROCESSES THREADS OPENS FILE LOG. OPENS opens with O_NOATIME in all, whatever comes of
  * them. LOG gets eight bytes for each: the time it returned (CLOCK_REALTIME, nanoseconds), minus
- * that if it failed. A thread rests a moment after a failure. Exit status 7.
+ * that if it failed, or gave another file or one that is not at its start. A thread rests a moment
+ * after a failure. Exit status 7, or 8 if a process has other descriptors in the end than before.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -8,11 +9,13 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 static const char *file;
+static ino_t inode;
 
 struct part {
 	int64_t *log;
@@ -24,7 +27,10 @@ static void *work(void *argument)
 	struct part *part = argument;
 	for (long i = 0; i < part->opens; i++) {
 		int fd = open(file, O_RDONLY | O_NOATIME);
+		struct stat status;
 		struct timespec now;
+		if (fd >= 0 && (fstat(fd, &status) || status.st_ino != inode || lseek(fd, 0, SEEK_CUR)))
+			fd = -1;
 		clock_gettime(CLOCK_REALTIME, &now);
 		int64_t ns = now.tv_sec * 1000000000LL + now.tv_nsec;
 		part->log[i] = fd < 0 ? -ns : ns;
@@ -36,10 +42,21 @@ static void *work(void *argument)
 	return NULL;
 }
 
+static int descriptors(void)
+{
+	int found = 0;
+	for (int fd = 0; fd < 256; fd++)
+		found += fcntl(fd, F_GETFD) >= 0;
+	return found;
+}
+
 int main(int argc, char **argv)
 {
-	if (argc != 6)
+	struct stat status;
+	int leaked = 0, ended;
+	if (argc != 6 || stat(argv[4], &status))
 		return 2;
+	inode = status.st_ino;
 	long processes = atol(argv[1]), threads = atol(argv[2]), opens = atol(argv[3]);
 	long workers = processes * threads, done = 0;
 	file = argv[4];
@@ -57,13 +74,14 @@ int main(int argc, char **argv)
 		if (fork() != 0)
 			continue;
 		pthread_t id[threads];
+		int before = descriptors();
 		for (long t = 0; t < threads; t++)
 			pthread_create(&id[t], NULL, work, &parts[t]);
 		for (long t = 0; t < threads; t++)
 			pthread_join(id[t], NULL);
-		_exit(0);
+		_exit(descriptors() != before);
 	}
-	while (wait(NULL) > 0)
-		;
-	return 7;
+	while (wait(&ended) > 0)
+		leaked |= ended != 0;
+	return leaked ? 8 : 7;
 }
