@@ -324,6 +324,7 @@ _statx_uid = struct.Struct("=I").unpack_from  # stx_uid is at byte 20, linux/sta
 
 
 RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 RESOLVE_CACHED: Final = _RESOLVE_CACHED

@@ -17,7 +17,7 @@ from flagshim.engines.notify.post import Post, new_post
 from flagshim.engines.policy import Fate, Policy
 from flagshim.engines.stops import Stops
 from flagshim.errors import FlagshimError, Say, say
-from flagshim.linux import is_child_subreaper, set_title, wait_status_of
+from flagshim.linux import set_title, wait_status_of
 from flagshim.openflags import bits_of
 from flagshim.posts import Supervision, exit_status_of
 from flagshim.rules import MACHINE, When, flag_bits
@@ -100,7 +100,6 @@ def become_notify(argv: Sequence[str], how: Supervision, user: User | None = Non
     session = begin(argv, how, ENGINE, uid_of(user))
     ours, theirs = socket.socketpair()
     command = _command(argv, how.policy, user, theirs)
-    adopts = is_child_subreaper()
 
     def serve(pid: int, report: int, start: Callable[[], None]) -> None:
         theirs.detach()  # a helper has let go of all but what it needs
@@ -113,8 +112,6 @@ def become_notify(argv: Sequence[str], how: Supervision, user: User | None = Non
             writer.close(None, began=False)
             return
         post = new_post(how.policy, listener, pid, command.name)
-        if adopts:
-            post.lanes.adopt_someone()
         Guard(post, writer, say_in_syslog, _successor(how, session, say_in_syslog)).run()
         writer.close(exit_status_of(_wait_status(pid, pidfd)), began=not os.read(report, 1))
 

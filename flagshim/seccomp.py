@@ -15,7 +15,6 @@ from flagshim.syscalls import (
     ARGUMENTS,
     CLONE_UNTRACED,
     GROUP_CALLS,
-    PR_SET_CHILD_SUBREAPER,
     SECCOMP_FILTER_FLAG_NEW_LISTENER,
     SECCOMP_SET_MODE_FILTER,
     STANDING_CALLS,
@@ -60,13 +59,11 @@ def build_listener_filter(flag_bits: Iterable[int], o_path: int) -> bytes:
     """Return the classic BPF program that asks a listener about such opens (seccomp_unotify(2)).
 
     And about those that confine themselves with landlock(7): what they may not open must not be
-    opened for them. That is handed down to children, and so it matters who adopts them.
+    opened for them. And about those that change groups, which else need not be looked at.
     """
     program = _filter_of_opens(flag_bits, o_path, _notify)
     _add_listeners(program, _notify)
     program.add_rule(_notify(Kind.LANDLOCK), "landlock_restrict_self")
-    subreaper = pyseccomp.Arg(0, pyseccomp.EQ, PR_SET_CHILD_SUBREAPER)
-    program.add_rule(_notify(Kind.REAPER), "prctl", subreaper)
     for name in GROUP_CALLS:
         program.add_rule(_notify(Kind.GROUPS), name)
     return _exported(program)
@@ -121,10 +118,9 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
     Kind.CLONE: ("clone",),
     Kind.CLONE3: ("clone3",),
     Kind.LANDLOCK: ("landlock_restrict_self",),
-    Kind.REAPER: ("prctl",),
     Kind.GROUPS: GROUP_CALLS,
 }
-_NOT_TRACED = {Kind.LANDLOCK, Kind.REAPER, Kind.GROUPS}
+_NOT_TRACED = {Kind.LANDLOCK, Kind.GROUPS}
 _NOT_LISTENED_TO = {Kind.STANDING, Kind.CLONE, Kind.CLONE3}
 
 

@@ -28,9 +28,7 @@ class Kind(IntEnum):
     """A filter with a listener, whose answers come before ours (seccomp_unotify(2))."""
     LANDLOCK = 11
     """A thread that confines itself (landlock(7))."""
-    REAPER = 12
-    """A process that adopts orphans (prctl(2), PR_SET_CHILD_SUBREAPER)."""
-    GROUPS = 13
+    GROUPS = 12
     """A thread that changes its supplementary groups."""
 
 
@@ -67,9 +65,6 @@ SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 
 GROUP_CALLS = ("setgroups", "setgroups32")
 """Calls after which a thread's supplementary groups may be others than those it began with."""
-
-PR_SET_CHILD_SUBREAPER = 36
-"""First argument of prctl(2), include/uapi/linux/prctl.h."""
 
 OPEN_HOW_MIN = 24
 """Size of the first struct open_how, openat2(2), in bytes."""

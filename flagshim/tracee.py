@@ -110,6 +110,33 @@ def parent_of(tid: int) -> int:
     return _number(tid, b"PPid:") or 0
 
 
+def limit_of_descriptors(tid: int) -> int:
+    """Return the soft RLIMIT_NOFILE of a thread, from proc(5), limits.
+
+    Not by prlimit(2), which needs CAP_SYS_RESOURCE for somebody else's.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    with open(f"/proc/{tid}/limits", "rb") as file:
+        line = next(line for line in file if line.startswith(b"Max open files "))
+    return int(line.split()[3])  # never "unlimited": do_prlimit() in kernel/sys.c, nr_open
+
+
+def has_no_new_privs(tid: int) -> bool:
+    """Tell whether a thread is there and has no_new_privs set (prctl(2))."""
+    return _number(tid, b"NoNewPrivs:") == 1
+
+
+def start_of(pid: int) -> int | None:
+    """Return when a process began, in clock ticks since the machine did; None if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b") ")[2].split()[19])  # starttime of proc(5)
+    except OSError:
+        return None
+
+
 def has_seccomp_filter(tid: int) -> bool:
     """Tell whether a thread is there and has a filter (SECCOMP_MODE_FILTER, proc(5))."""
     return _number(tid, b"Seccomp:") == 2

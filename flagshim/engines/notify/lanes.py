@@ -41,6 +41,9 @@ _MOMENT_SECONDS = 1e-3
     _STRUCK_CALL, _MARK, _GIVEN,
 ) = range(12)  # fmt: skip
 """Words of 64 bits at the beginning of a lane."""
+_tick = struct.Struct("=Q")
+_CONFINED_SINCE = 8
+"""Where that is in the memory that all share."""
 _NO_CALL = bytes(NOTIFICATION_SIZE)
 
 
@@ -75,18 +78,28 @@ class Lanes:
         """Whether any thread has ever confined itself with landlock(7)."""
         return self._memory[0] != 0
 
-    def confine_someone(self) -> None:
-        """Note that one has."""
+    def confine_someone(self, now: int, no_new_privs: bool) -> None:
+        """Note that one is about to.
+
+        Args:
+            now: in clock ticks since the machine was started.
+            no_new_privs: whether that thread has it set.
+        """
+        if not no_new_privs:
+            self._memory[1] = 1
+        if not self._memory[0]:
+            _tick.pack_into(self._memory, _CONFINED_SINCE, now)
         self._memory[0] = 1
 
     @property
-    def someone_adopts(self) -> bool:
-        """Whether any process adopts orphans, so that parents are not what they seem."""
-        return self._memory[1] != 0
+    def confined_since(self) -> int:
+        """When the first did, in clock ticks."""
+        return int(_tick.unpack_from(self._memory, _CONFINED_SINCE)[0])
 
-    def adopt_someone(self) -> None:
-        """Note that one does."""
-        self._memory[1] = 1
+    @property
+    def confined_all_with_no_new_privs(self) -> bool:
+        """Whether all that did had no_new_privs set, and so have all that come of them."""
+        return self._memory[1] == 0
 
     @property
     def someone_changed_groups(self) -> bool:

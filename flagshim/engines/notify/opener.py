@@ -15,32 +15,37 @@ from typing import NamedTuple
 
 from flagshim import tracee
 from flagshim.engines.calls import OpenCall, signed
-from flagshim.engines.notify.standing import Impersonation, Standing, Standings
+from flagshim.engines.notify.standing import CannotBe, Impersonation, Standing, Standings
 from flagshim.linux import (
     AT_FDCWD,
     RESOLVE_BENEATH,
     RESOLVE_CACHED,
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
     FileFacts,
     duplicate_of,
     facts_of,
     filesystem_type,
+    inode_of,
     open_by_handle_at,
     openat2,
 )
 from flagshim.rules import noatime_refusal
-from flagshim.syscalls import I386, Kind
+from flagshim.syscalls import I386, OPEN_HOW_MIN, Kind
 from flagshim.trace.events import Reason
 
 _PROC = b"/proc/self/fd/%d"
 _LARGE = 1 << 31
 _O_LARGEFILE = 0o100000
+_O_TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
 _WITH_EFFECT = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOCTTY
 _STICKY = stat.S_ISVTX | stat.S_IWOTH, stat.S_ISVTX | stat.S_IWGRP
 _ATTEMPTS = 7
 """How often a path is looked up anew that somebody renames meanwhile (openat2(2), EAGAIN)."""
 _HANDLE_HEADER, _HANDLE_MAX = 8, 128
+_DEPTH_MAX = 101
+"""How far below a thread's root directory a path may begin that could lead above that."""
 
 _PSEUDO = frozenset(
     {
@@ -50,10 +55,20 @@ _PSEUDO = frozenset(
         "smackfs": 0x43415D53, "apparmorfs": 0x5A3C69F0, "efivarfs": 0xDE5E81E4, "autofs": 0x187,
         "pstore": 0x6165676C, "binfmt_misc": 0x42494E4D, "mqueue": 0x19800202,
         "binderfs": 0x6C6F6F70, "resctrl": 0x7655821, "anonymous inodes": 0x09041934,
+        "fusectl": 0x65735543, "nfsd": 0x6E667364, "rpc_pipefs": 0x67596969,
+        "functionfs": 0x0A647361, "xenfs": 0xABBA1974, "cpuset": 0x027E0EB0,
     }.values()
 )  # fmt: skip
 """Filesystems (include/uapi/linux/magic.h) where it depends on who opened a file what it holds,
 or who may use it later."""
+_WITH_KEYS = frozenset(
+    {
+        "AFS": 0x5346414F, "AFS of the kernel": 0x6B414653, "CIFS": 0xFF534D42, "SMB2": 0xFE534D42,
+        "eCryptfs": 0xF15F,
+    }.values()
+)  # fmt: skip
+"""Filesystems that ask for the keys of whoever opens a file (keyrings(7)); /proc does not tell
+which those are."""
 _LOCAL = frozenset(
     {
         "ext2 to ext4": 0xEF53, "XFS": 0x58465342, "Btrfs": 0x9123683E, "F2FS": 0xF2F52010,
@@ -82,6 +97,10 @@ class Leave(Exception):
         self.number = number
 
 
+Place = tuple[int, int]
+"""Mount ID and inode number of a directory; no other has them as long as it is there."""
+
+
 class Opened(NamedTuple):
     """A file that was opened for a thread."""
 
@@ -95,7 +114,7 @@ class Opener:
     def __init__(self, standings: Standings) -> None:
         self._standings = standings
         self._impersonation = Impersonation()
-        self._root = facts_of(AT_FDCWD, b"/")
+        self._root = _place_of(b"/")
         self._local_mounts: set[int] = set()
 
     def open(
@@ -122,32 +141,37 @@ class Opener:
             MayWait: only if not patient.
             ProcessLookupError: the thread was killed meanwhile.
         """
-        if call.flags & os.O_TMPFILE == os.O_TMPFILE or (
-            call.flags & os.O_CREAT and call.flags & os.O_EXCL
-        ):
+        if call.flags & _O_TMPFILE or (call.flags & os.O_CREAT and call.flags & os.O_EXCL):
             raise Leave(_new_file(call))
         if call.flags & os.O_CREAT and call.flags & os.O_DIRECTORY:
             raise Leave(Reason.FAILED, errno.EINVAL)  # commit 43b450632676, Linux 6.4
         if call.kind is Kind.OPENAT2:
-            self._check_how(call)
+            self._check_how(call, tid)
         who = self._impersonation
         if not who.can_be(thread, tid):
             raise Leave(Reason.NOT_RESCUED_USER)
         shared = who.shares_capabilities(thread, tid)
-        start, resolve = self._start(call, tid, shares_root)
+        if call.flags & os.O_TRUNC and _has_no_room(tid):  # the kernel looks for that first, too
+            raise Leave(Reason.FAILED, errno.EMFILE)
+        handle = _read_handle(call, tid) if call.kind is Kind.OPEN_BY_HANDLE_AT else None
+        start, resolve = self._start(call, tid, shares_root, patient)
         try:
             if not patient:
                 resolve |= RESOLVE_CACHED
             # Nothing but O_TRUNC would be for good if all this were of another thread's by now.
             if call.flags & os.O_TRUNC and not is_waiting():
                 raise ProcessLookupError
-            who.become(thread, shared)
             try:
-                file = self._find(call, tid, start, resolve)
+                who.become(thread, shared)
+                file = self._find(call, start, resolve, handle)
                 try:
-                    return self._open_found(call, tid, thread, file, shared, patient)
+                    facts = self._check_found(call, file, patient)
+                    self._decide_on_found(call, tid, thread, file, facts, shared)
+                    return self._open_found(call, file, patient, is_waiting)
                 finally:
                     os.close(file)
+            except CannotBe:
+                raise Leave(Reason.NOT_RESCUED_USER) from None
             finally:
                 who.come_back()
         finally:
@@ -176,10 +200,12 @@ class Opener:
         try:
             if not is_waiting():
                 raise ProcessLookupError
-            who.become(thread, shared)
             try:
+                who.become(thread, shared)
                 self._decide(call, tid, thread, duplicate, facts_of(duplicate), shared)
                 set_flags(duplicate, call.flags & ~call.clear)
+            except CannotBe:
+                raise Leave(Reason.NOT_RESCUED_USER) from None
             except OSError as error:
                 raise Leave(Reason.FAILED, error.errno or 0) from None
             finally:
@@ -210,7 +236,7 @@ class Opener:
 
     # --- where it is --------------------------------------------------------------------
 
-    def _start(self, call: OpenCall, tid: int, same_root: bool) -> tuple[int, int]:
+    def _start(self, call: OpenCall, tid: int, same_root: bool, patient: bool) -> tuple[int, int]:
         """Return a descriptor that the path starts from, or AT_FDCWD, and how to resolve it."""
         resolve = call.resolve | RESOLVE_NO_MAGICLINKS
         if call.kind is Kind.OPEN_BY_HANDLE_AT:
@@ -224,9 +250,18 @@ class Opener:
                 if same_root:
                     return AT_FDCWD, resolve
                 return os.open(b"/proc/%d/root" % tid, _DIRECTORY), resolve | RESOLVE_IN_ROOT
-            if not same_root and not call.resolve & RESOLVE_IN_ROOT:
+            start = os.open(tracee.directory_of(tid, call.dirfd), _DIRECTORY)
+            if not same_root and not call.resolve & (RESOLVE_IN_ROOT | RESOLVE_BENEATH):
                 resolve |= RESOLVE_BENEATH  # what leads out of there would lead into our root
-            return os.open(tracee.directory_of(tid, call.dirfd), _DIRECTORY), resolve
+                try:
+                    if _may_climb(call) and not _is_inside(start, self._root_of(tid), patient):
+                        if b".." in call.path.split(b"/"):
+                            raise Leave(Reason.NOT_RESCUED_ROOT)
+                        resolve |= RESOLVE_NO_SYMLINKS
+                except BaseException:
+                    os.close(start)
+                    raise
+            return start, resolve
         except FileNotFoundError:
             if tracee.has_ended(tid):
                 raise ProcessLookupError from None
@@ -239,12 +274,13 @@ class Opener:
     def shares_root(self, tid: int) -> bool:
         """Tell whether an absolute path means to a thread what it means to us."""
         try:
-            root = facts_of(AT_FDCWD, b"/proc/%d/root" % tid)
+            return self._root_of(tid) == self._root
         except OSError:  # a thread that is gone, or that we may not look into
             return False
-        if root.mount is None:
-            return tracee.root_of(tid) == b"/" and _same_mounts(tid)
-        return (root.mount, root.inode) == (self._root.mount, self._root.inode)
+
+    @staticmethod
+    def _root_of(tid: int) -> Place:
+        return _place_of(b"/proc/%d/root" % tid)
 
     def _duplicate(self, tid: int, fd: int) -> int:
         try:
@@ -261,11 +297,17 @@ class Opener:
             raise _ours(error, Reason.NOT_RESCUED_USER) from None
 
     @staticmethod
-    def _check_how(call: OpenCall) -> None:
+    def _check_how(call: OpenCall, tid: int) -> None:
         """Ask the kernel whether it takes the flags, mode and resolve at all.
 
-        build_open_flags() in fs/open.c comes before the path, which is refused if empty.
+        build_open_flags() in fs/open.c comes before the path, which is refused if empty. What
+        comes after the part of the struct that is known here has to be zero (openat2(2), E2BIG).
         """
+        _, _, how, size, *_ = call.values
+        if size > OPEN_HOW_MIN:
+            tail = tracee.memory_or_none(tid, how + OPEN_HOW_MIN, size - OPEN_HOW_MIN)
+            if tail is None or any(tail):
+                raise Leave(Reason.FAILED, errno.EFAULT if tail is None else errno.E2BIG)
         try:
             openat2(AT_FDCWD, b"", call.flags, call.mode, call.resolve)
         except FileNotFoundError:
@@ -273,10 +315,10 @@ class Opener:
         except OSError as error:
             raise Leave(Reason.FAILED, error.errno or 0) from None
 
-    def _find(self, call: OpenCall, tid: int, start: int, resolve: int) -> int:
+    def _find(self, call: OpenCall, start: int, resolve: int, handle: bytes | None) -> int:
         flags = os.O_PATH | os.O_CLOEXEC | call.flags & (os.O_NOFOLLOW | os.O_DIRECTORY)
-        if call.kind is Kind.OPEN_BY_HANDLE_AT:
-            return _find_by_handle(call, tid, start, flags, resolve)
+        if handle is not None:
+            return _find_by_handle(handle, start, flags, resolve)
         assert call.path
         for attempt in range(_ATTEMPTS):
             try:
@@ -299,6 +341,8 @@ class Opener:
         number = error.errno or 0
         if number == errno.ENOENT and call.flags & os.O_CREAT:
             return Leave(_new_file(call))
+        if number == errno.ELOOP and resolve & ~call.resolve & RESOLVE_NO_SYMLINKS:
+            return Leave(Reason.NOT_RESCUED_ROOT)
         if number == errno.ELOOP and not call.resolve & RESOLVE_NO_MAGICLINKS:
             return Leave(Reason.NOT_RESCUED_LINK)
         if number == errno.EXDEV and resolve & ~call.resolve & RESOLVE_BENEATH:
@@ -307,29 +351,53 @@ class Opener:
 
     # --- whether, and how ---------------------------------------------------------------
 
-    def _open_found(
-        self, call: OpenCall, tid: int, thread: Standing, file: int, shared: bool, patient: bool
-    ) -> Opened:
+    def _check_found(self, call: OpenCall, file: int, patient: bool) -> FileFacts:
         facts = facts_of(file)
         if stat.S_ISLNK(facts.mode):
-            raise Leave(Reason.FAILED, errno.ELOOP)
+            if call.flags & os.O_NOFOLLOW:
+                raise Leave(Reason.FAILED, errno.ELOOP)
+            raise Leave(_new_file(call))  # O_CREAT, and nobody knows yet what it leads to
         if not patient and facts.mount not in self._local_mounts:
             raise MayWait
         if patient:
             self._check_filesystem(file, facts)
+        if call.flags & os.O_CREAT and stat.S_ISDIR(facts.mode):
+            raise Leave(Reason.FAILED, errno.EISDIR)
+        return facts
+
+    def _decide_on_found(
+        self,
+        call: OpenCall,
+        tid: int,
+        thread: Standing,
+        file: int,
+        facts: FileFacts,
+        shared: bool,
+    ) -> None:
         special = not (stat.S_ISREG(facts.mode) or stat.S_ISDIR(facts.mode))
         self._decide(call, tid, thread, file, facts, shared, may_open=not special)
         if special:
             raise Leave(Reason.NOT_RESCUED_SPECIAL, errno.EPERM if call.predicted else 0)
         if call.abi is I386 and facts.size >= _LARGE and not call.flags & _O_LARGEFILE:
             raise Leave(Reason.NOT_RESCUED_LARGE)
+
+    @staticmethod
+    def _open_found(
+        call: OpenCall, file: int, patient: bool, is_waiting: Callable[[], bool]
+    ) -> Opened:
         flags = call.flags & ~call.clear & ~(_WITH_EFFECT & ~os.O_TRUNC)
         try:
+            if flags & os.O_TRUNC and patient:  # whoever is killed while he waits truncates nothing
+                os.close(_reopen(file, flags & ~os.O_TRUNC, patient))
+                if not is_waiting():
+                    raise ProcessLookupError
             fd = _reopen(file, flags, patient)
         except BlockingIOError:
             if patient or call.flags & os.O_NONBLOCK:
                 raise Leave(Reason.FAILED, errno.EAGAIN) from None
             raise MayWait from None
+        except ProcessLookupError:
+            raise
         except OSError as error:
             raise _ours(error, Reason.FAILED) from None
         return Opened(fd, _name_of(fd))
@@ -338,6 +406,8 @@ class Opener:
         type_ = filesystem_type(file)
         if type_ in _PSEUDO:
             raise Leave(Reason.NOT_RESCUED_PROC)
+        if type_ in _WITH_KEYS:
+            raise Leave(Reason.NOT_RESCUED_USER)
         if type_ in _LOCAL and facts.mount is not None:
             self._local_mounts.add(facts.mount)
 
@@ -405,14 +475,22 @@ def _find_to_create(call: OpenCall, start: int, flags: int, resolve: int) -> int
         os.close(directory)
 
 
-def _find_by_handle(call: OpenCall, tid: int, mount: int, flags: int, resolve: int) -> int:
-    if resolve & RESOLVE_CACHED:
-        raise MayWait
+def _read_handle(call: OpenCall, tid: int) -> bytes:
     header = tracee.memory_or_none(tid, call.values[1], _HANDLE_HEADER)
     size = int.from_bytes(header[:4], "little") if header else 0
-    handle = tracee.memory_or_none(tid, call.values[1], _HANDLE_HEADER + size)
-    if handle is None or not 0 < size <= _HANDLE_MAX:
+    if header is None or not 0 < size <= _HANDLE_MAX:
         raise Leave(Reason.FAILED)
+    # Only what follows is read now: another thread may have written another size meanwhile, and
+    # the kernel would read that much of our memory.
+    rest = tracee.memory_or_none(tid, call.values[1] + _HANDLE_HEADER, size)
+    if rest is None:
+        raise Leave(Reason.FAILED, errno.EFAULT)
+    return header + rest
+
+
+def _find_by_handle(handle: bytes, mount: int, flags: int, resolve: int) -> int:
+    if resolve & RESOLVE_CACHED:
+        raise MayWait
     try:
         return open_by_handle_at(mount, handle, flags)
     except OSError as error:
@@ -442,8 +520,21 @@ def _reopen(file: int, flags: int, patient: bool) -> int:
     if patient or flags & os.O_NONBLOCK:
         return os.open(_PROC % file, flags | os.O_CLOEXEC)
     fd = os.open(_PROC % file, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    set_flags(fd, flags)
+    try:
+        set_flags(fd, flags)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
+
+
+def _has_no_room(tid: int) -> bool:
+    """Tell whether every descriptor that a thread may have is taken."""
+    try:
+        limit = tracee.limit_of_descriptors(tid)
+        return sum(int(fd) < limit for fd in os.listdir(f"/proc/{tid}/fd")) >= limit
+    except OSError as error:
+        raise _ours(error, Reason.NOT_RESCUED_USER) from None
 
 
 def set_flags(fd: int, flags: int) -> None:
@@ -458,11 +549,46 @@ def _name_of(fd: int) -> bytes | None:
         return None
 
 
-def _same_mounts(tid: int) -> bool:
+def _place_of(directory: bytes) -> Place:
+    facts = facts_of(AT_FDCWD, directory)
+    if facts.mount is None:  # before Linux 6.8 IDs are used again, but not of what is still there
+        return inode_of(directory, follow=True).mount_id, facts.inode
+    return facts.mount, facts.inode
+
+
+def _may_climb(call: OpenCall) -> bool:
+    """Tell whether a path might lead above the directory that it starts from."""
+    assert call.path
+    parts = call.path.split(b"/")
+    if b".." in parts:
+        return True
+    alone = call.flags & os.O_NOFOLLOW and len(parts) == 1
+    return not (alone or call.resolve & RESOLVE_NO_SYMLINKS)
+
+
+def _is_inside(start: int, root: Place, patient: bool) -> bool:
+    """Tell whether a directory is below (or is) the root directory of a thread.
+
+    Where it is not, the thread can climb further than where it has started from, but not above
+    its root if it comes by there.
+    """
+    here = os.dup(start)
     try:
-        return os.readlink(f"/proc/{tid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
-    except OSError:
-        return False
+        last = None
+        for _ in range(_DEPTH_MAX):
+            place = _place_of(_PROC % here)
+            if place in (root, last):
+                return place == root
+            last = place
+            try:
+                above = openat2(here, b"..", _DIRECTORY, 0, 0 if patient else RESOLVE_CACHED)
+            except BlockingIOError:
+                raise MayWait from None
+            os.close(here)
+            here = above
+    finally:
+        os.close(here)
+    return False
 
 
 def _ours(error: OSError, otherwise: Reason) -> Leave:

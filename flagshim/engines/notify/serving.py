@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 import random
+import time
 from collections.abc import Iterator
 
 from flagshim import tracee
@@ -144,7 +145,7 @@ class Server:
             return
         open_call.tries = 1
         try:
-            self._check(open_call, thread, reason)
+            self._check(open_call, call.tid, thread, reason)
             if kind is Kind.SETFL:
                 self._set_flags(call, open_call, thread, process)
             else:
@@ -162,10 +163,9 @@ class Server:
                 self.sink.blind_spot("seccomp listener", program)
         elif kind is Kind.LANDLOCK:
             self._confined.add(process.pid)
-            self._lanes.confine_someone()
+            no_new_privs = tracee.has_no_new_privs(call.tid)
+            self._lanes.confine_someone(_now_in_ticks(), no_new_privs)
             self.sink.blind_spot("landlock", program)
-        elif kind is Kind.REAPER:
-            self._lanes.adopt_someone()
         elif kind is Kind.GROUPS:
             self._lanes.change_someones_groups()
         elif self._policy.exemption.programs and self._is_exempt(process.pid):
@@ -174,12 +174,12 @@ class Server:
             return True
         return False
 
-    def _check(self, call: OpenCall, thread: Standing, reason: Reason | None) -> None:
+    def _check(self, call: OpenCall, tid: int, thread: Standing, reason: Reason | None) -> None:
         if not call.clear and not call.verdict.clear_on:
             raise Leave(Reason.FORESEEN if call.verdict.matched else Reason.NO_RULE)
         if reason is not None:
             raise Leave(reason)
-        if self._lanes.someone_confined and self._may_be_confined(thread.pid):
+        if self._lanes.someone_confined and self._may_be_confined(tid, thread.pid):
             raise Leave(Reason.NOT_RESCUED_CONFINED)
 
     # --- answers ------------------------------------------------------------------------
@@ -311,15 +311,18 @@ class Server:
             self._policy.exemption.covers(tracee.names(each)) for each in self._ancestry(pid)
         )
 
-    def _may_be_confined(self, pid: int) -> bool:
-        """Tell whether a process may have confined itself, or come of one that has."""
-        command = self._confined.command
-        ancestry = list(self._ancestry(pid))
-        return (
-            self._lanes.someone_adopts
-            or ancestry[-1] != command  # an orphan, whose parent nobody knows any more
-            or any(each in self._confined for each in ancestry)
-        )
+    def _may_be_confined(self, tid: int, pid: int) -> bool:
+        """Tell whether a thread may have confined itself, or come of one that has.
+
+        Who it comes of, nobody can tell for sure: orphans are adopted, and clone(2) has
+        CLONE_PARENT. But that was no earlier than it began, and no_new_privs is handed down.
+        """
+        if pid in self._confined:
+            return True
+        if self._lanes.confined_all_with_no_new_privs and not tracee.has_no_new_privs(tid):
+            return False
+        began = tracee.start_of(pid)
+        return began is None or began >= self._lanes.confined_since
 
     def _ancestry(self, pid: int) -> Iterator[int]:
         """Return a process, its parent and so on, up to the command or to where nothing is."""
@@ -329,6 +332,10 @@ class Server:
             if pid in (command, 0, 1):
                 return
             pid = tracee.parent_of(pid)
+
+
+def _now_in_ticks() -> int:
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
 _PROCESSES_MAX = 1009

@@ -82,6 +82,10 @@ def read_standing(tid: int) -> Standing:
     )
 
 
+class CannotBe(Exception):
+    """This process cannot be what a thread is."""
+
+
 class Standings:
     """Looks at threads again and again, and no more than it has to.
 
@@ -152,13 +156,27 @@ class Impersonation:
         # Those we have just now. Root has no use for its own, and keeps those of the last thread.
         self._egid, self._groups = own.egid, own.groups
         self._changed = self._must_raise = False
-        self._overflow = _overflow_uid()
+        self._overflow = _overflow_id("uid")
+        self._ambiguous = self._ambiguous_ids()
 
     def can_be(self, thread: Standing, tid: int) -> bool:
         """Tell whether this process could be what a thread is, or less, and nothing more."""
         if self._label is not None and _label_of(tid) != self._label:
             return False
+        if self._ambiguous and not self._ambiguous.isdisjoint(_words(thread)):
+            return False
         return self._may_change or self._own.ids == thread.ids
+
+    def _ambiguous_ids(self) -> frozenset[bytes]:
+        """Return the IDs that may be those of somebody our user namespace has no number for.
+
+        Threads have only IDs that we had, or that have a number: where ours have one, or where
+        the number that the kernel shows instead is nobody's, all of them are what they seem.
+        """
+        shown = {str(_overflow_id(kind)).encode() for kind in ("uid", "gid")}
+        if all(_maps_all(kind) or not _maps(kind) for kind in ("uid", "gid")):
+            return frozenset()
+        return frozenset(shown & _words(self._own))
 
     def shares_capabilities(self, thread: Standing, tid: int) -> bool:
         """Tell whether a thread's capabilities mean the same as ours: one user namespace."""
@@ -171,7 +189,16 @@ class Impersonation:
             thread: who to be.
             with_capabilities: whether its capabilities mean the same as ours; without them one
                 can open less, never more.
+
+        Raises:
+            CannotBe: and what we are until `come_back` is neither.
         """
+        try:
+            self._become(thread, with_capabilities)
+        except OSError:  # our user namespace lacks an ID, or does not let groups be set
+            raise CannotBe from None
+
+    def _become(self, thread: Standing, with_capabilities: bool) -> None:
         own = self._own
         effective = thread.effective & self._permitted if with_capabilities else 0
         same = (own.euid, self._egid, own.fsuid, self._egid, self._groups) == thread.ids
@@ -195,16 +222,19 @@ class Impersonation:
         self._set_effective(effective)
 
     def come_back(self) -> None:
-        """Be ourselves again, but for groups."""
+        """Be ourselves again, but for groups; or end, and let another go on who is."""
         if not self._changed:
             return
         own = self._own
-        if self._must_raise:
-            self._set_effective(self._permitted)
-        os.setresuid(-1, own.euid, -1)
-        if self._must_raise:
-            set_filesystem_ids(own.euid, self._egid)
-            self._set_effective(own.effective)
+        try:
+            if self._must_raise:
+                self._set_effective(self._permitted)
+            os.setresuid(-1, own.euid, -1)
+            if self._must_raise:
+                set_filesystem_ids(own.euid, self._egid)
+                self._set_effective(own.effective)
+        except OSError as error:
+            raise SystemExit(f"cannot be ourselves again: {error.strerror}") from None
         self._changed = False
 
     def _set_effective(self, capabilities: int) -> None:
@@ -255,9 +285,27 @@ def _label_of(tid: int | str) -> bytes | None:
         return None
 
 
-def _overflow_uid() -> int:
+def _overflow_id(kind: str) -> int:
     try:
-        with open("/proc/sys/kernel/overflowuid", "rb") as file:
+        with open(f"/proc/sys/kernel/overflow{kind}", "rb") as file:
             return int(file.read())
     except OSError:
         return 65534
+
+
+def _words(who: Standing) -> set[bytes]:
+    return {b"%d" % number for number in who.ids[:4]} | set(who.groups.split())
+
+
+def _maps_all(kind: str) -> bool:
+    """Tell whether every ID there is has its own number in our user namespace."""
+    with open(f"/proc/self/{kind}_map", "rb") as file:
+        return file.read().split() == [b"0", b"0", b"4294967295"]
+
+
+def _maps(kind: str) -> bool:
+    """Tell whether the number that is shown for IDs we have none for is one of ours, too."""
+    with open(f"/proc/self/{kind}_map", "rb") as file:
+        ranges = [tuple(map(int, line.split())) for line in file]
+    number = _overflow_id(kind)
+    return any(inside <= number < inside + count for inside, _, count in ranges)
