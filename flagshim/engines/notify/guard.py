@@ -99,6 +99,10 @@ class Guard:
             self._post.lanes.guard_looks_soon = told
             idle = sent and manned and not told and not attend_again
             self._sleep(None if idle else _LOOK_SECONDS, relay)
+        if command is not None and self._command_status is None:
+            # Its filter is gone, so it is ending, but it can be waited for only when it has let
+            # go of its memory as well.
+            self._command_ended(os.waitpid(command, 0)[1])
         self._listen()
         os.close(self._signals)
         os.close(self._pidfd)
@@ -141,9 +145,12 @@ class Guard:
             elif os.WIFCONTINUED(status):
                 self._command_stopped = False
             else:
-                self._command_status = status
-                self._post.confined.command_ended(status)
+                self._command_ended(status)
                 return
+
+    def _command_ended(self, status: int) -> None:
+        self._command_status = status
+        self._post.confined.command_ended(status)
 
     def _listen(self) -> bool:
         """Write down what supervisors tell; tell whether they did."""
