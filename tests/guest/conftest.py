@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flagshim.errors import FlagshimError
+from flagshim.probes import reason_notify_unavailable
 from tests.support import require
 
 from .image import Image, image
@@ -47,6 +48,14 @@ def asked_by(guest_image: Image) -> Callable[[Path], Asked]:
         return asked
 
     return count
+
+
+@pytest.fixture(scope="module", params=["ptrace", "notify"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine that can start programs everywhere, as --engine has it."""
+    if request.param == "notify":
+        require("notify", reason_notify_unavailable())
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -31,11 +31,23 @@ BARE = (
 
 
 class Way(StrEnum):
-    """How a QEMU is started."""
+    """How a QEMU is started: by which command of flagshim, and with which engine."""
 
     NATIVE = "native"
     RUN = "run"
     EXEC = "exec"
+    RUN_NOTIFY = "run-notify"
+    EXEC_NOTIFY = "exec-notify"
+
+    @property
+    def command(self) -> str:
+        """Of flagshim."""
+        return self.value.partition("-")[0]
+
+    @property
+    def engine(self) -> str:
+        """As --engine has it."""
+        return self.value.partition("-")[2] or "ptrace"
 
     def prefix(self, trace: Path, user: str | None = None) -> tuple[str, ...]:
         """What to write before the QEMU command.
@@ -47,7 +59,8 @@ class Way(StrEnum):
         if self is Way.NATIVE:
             return user_prefix(user) if user else ()
         as_user = ("-u", user) if user else ()
-        return (*flagshim_command(), self.value, "-o", str(trace), *as_user, "--")
+        engine = ("--engine", self.engine)
+        return (*flagshim_command(), self.command, *engine, "-o", str(trace), *as_user, "--")
 
 
 class Machine:
@@ -61,7 +74,7 @@ class Machine:
     @property
     def pid(self) -> int:
         """QEMU's own PID, once it is QEMU."""
-        if self.way is Way.RUN:
+        if self.way.command == "run":
             wait_until(lambda: bool(children(self.process.pid, "qemu")), "flagshim starts QEMU")
             return children(self.process.pid, "qemu")[0]
         wait_until(lambda: program(self.process.pid).startswith("qemu"), "the process is QEMU")
@@ -72,6 +85,8 @@ class Machine:
         out, err = self.process.communicate(timeout=SECONDS)
         if self.way is not Way.NATIVE:
             wait_for_session(self.trace)
+            query = "SELECT engine FROM session ORDER BY id DESC LIMIT 1"
+            assert rows(self.trace, query) == [(self.way.engine,)]
         return self.process.returncode, out or "", own_words(err or "")
 
 
@@ -153,6 +168,18 @@ def children(pid: int, name: str) -> list[int]:
     except OSError:
         return []
     return [int(child) for child in found if program(int(child)).startswith(name)]
+
+
+def supervisors(pid: int) -> list[int]:
+    """The notify engine's supervisors of a command, as ps(1) shows them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(
+                f"flagshim: supervisor of {pid} (".encode()
+            ):
+                found.append(int(entry.name))
+    return found
 
 
 def status_of(pid: int, *fields: str) -> dict[str, str]:

@@ -35,9 +35,10 @@ def count_asked(log: Path) -> Asked:
     return Asked(len(asked), sum(" = -1 EPERM " in line for line in asked))
 
 
-def flagshim_prefix(trace: Path, user: str = "nobody") -> tuple[str, ...]:
+def flagshim_prefix(trace: Path, user: str = "nobody", engine: str = "ptrace") -> tuple[str, ...]:
     """A command that runs another under flagshim as a user, with its trace in a file."""
-    return (*flagshim_command(), "run", "-u", user, "-o", str(trace), "--")
+    how = ("--engine", engine, "-u", user, "-o", str(trace))
+    return (*flagshim_command(), "run", *how, "--")
 
 
 class Touched(NamedTuple):
@@ -57,6 +58,7 @@ class Touched(NamedTuple):
 class Trace:
     """A trace file of one session, read."""
 
+    engine: str
     exit_status: int | None
     command: list[str]
     seen: int
@@ -67,12 +69,12 @@ class Trace:
     def read(cls, path: Path) -> "Trace":
         """Read a trace file that holds exactly one session."""
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as table:
-            ((exit_status, command, seen, lost),) = table.execute(
-                "SELECT exit_status, command, seen, lost FROM session"
+            ((engine, exit_status, command, seen, lost),) = table.execute(
+                "SELECT engine, exit_status, command, seen, lost FROM session"
             )
             columns = ", ".join(Touched._fields)
             events = [Touched(*row) for row in table.execute(f"SELECT {columns} FROM event")]
-        return cls(exit_status, json.loads(command), seen, lost, tuple(events))
+        return cls(engine, exit_status, json.loads(command), seen, lost, tuple(events))
 
     @property
     def cleared(self) -> list[Touched]:

@@ -34,13 +34,14 @@ def asked(alone: GuestResult, strace_log: Path, asked_by: Callable[[Path], Asked
 
 
 @pytest.fixture(scope="module")
-def trace_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trace") / "guest.db"
+def trace_file(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Path:
+    return tmp_path_factory.mktemp("trace") / f"{engine}.db"
 
 
 @pytest.fixture(scope="module")
-def supervised(guest_image: Image, guest_share: Path, trace_file: Path) -> GuestResult:
-    return boot(Guest(guest_image, guest_share, prefix=flagshim_prefix(trace_file), user=None))
+def supervised(guest_image: Image, guest_share: Path, trace_file: Path, engine: str) -> GuestResult:
+    prefix = flagshim_prefix(trace_file, engine=engine)
+    return boot(Guest(guest_image, guest_share, prefix=prefix, user=None))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,8 @@ def test_qemu_sees_no_refusal(trace: Trace) -> None:
     assert trace.refused == []
 
 
-def test_the_trace_is_complete(trace: Trace) -> None:
+def test_the_trace_is_complete(trace: Trace, engine: str) -> None:
+    assert trace.engine == engine
     assert trace.lost == 0
     assert trace.seen == len(trace.events)
     assert trace.exit_status == 0

@@ -1,10 +1,13 @@
 """The QEMU that flagshim is for: without its fallback it fails every read of an overlay."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from flagshim.probes import reason_notify_unavailable
 from tests.support import require
 
 from .image import Image
@@ -36,15 +39,37 @@ def alone(
     return result
 
 
-@pytest.fixture(scope="module")
-def trace_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trace") / "unpatched.db"
+class Supervised(NamedTuple):
+    """A boot under flagshim."""
+
+    result: GuestResult
+    trace_file: Path
+
+    @property
+    def trace(self) -> Trace:
+        assert self.result.outcome is Outcome.REPORTED, self.result.account
+        return Trace.read(self.trace_file)
 
 
 @pytest.fixture(scope="module")
-def supervised(guest_image: Image, guest_share: Path, trace_file: Path) -> GuestResult:
-    prefix = flagshim_prefix(trace_file)
-    return boot(Guest(guest_image, guest_share, qemu=unpatched_qemu(), prefix=prefix, user=None))
+def booted(
+    guest_image: Image, guest_share: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Supervised]:
+    """The boot with an engine; whoever asks first pays for it."""
+
+    @functools.cache
+    def once(engine: str) -> Supervised:
+        trace_file = tmp_path_factory.mktemp("trace") / f"{engine}.db"
+        prefix = flagshim_prefix(trace_file, engine=engine)
+        guest = Guest(guest_image, guest_share, qemu=unpatched_qemu(), prefix=prefix, user=None)
+        return Supervised(boot(guest), trace_file)
+
+    return once
+
+
+@pytest.fixture(scope="module")
+def supervised(booted: Callable[[str], Supervised], engine: str) -> Supervised:
+    return booted(engine)
 
 
 def test_alone_every_read_fails(alone: GuestResult) -> None:
@@ -73,23 +98,43 @@ def test_alone_qemu_lives_to_the_end(alone: GuestResult) -> None:
     assert alone.exit_status == 0, alone.account
 
 
-def test_supervised_every_step_in_the_guest_passes(supervised: GuestResult) -> None:
-    assert supervised.outcome is Outcome.REPORTED, supervised.account
-    assert not supervised.failed, supervised.account
+def test_supervised_every_step_in_the_guest_passes(supervised: Supervised) -> None:
+    result = supervised.result
+    assert result.outcome is Outcome.REPORTED, result.account
+    assert not result.failed, result.account
+    assert result.steps["read-lower"].detail == f"{FILES}/{FILES}"
 
 
-def test_supervised_qemu_meets_no_failed_assertion(supervised: GuestResult) -> None:
-    assert "ssertion" not in supervised.stderr, supervised.account
-    assert supervised.exit_status == 0, supervised.account
+def test_supervised_the_guest_takes_the_same_steps(
+    alone: GuestResult, supervised: Supervised
+) -> None:
+    assert list(supervised.result.steps) == list(alone.steps)
+
+
+def test_supervised_qemu_meets_no_failed_assertion(supervised: Supervised) -> None:
+    result = supervised.result
+    assert "ssertion" not in result.stderr, result.account
+    assert result.exit_status == 0, result.account
 
 
 @pytest.mark.usefixtures("alone")
 def test_supervised_each_open_and_its_f_setfl_are_cleared(
-    supervised: GuestResult, trace_file: Path
+    supervised: Supervised, engine: str
 ) -> None:
-    assert supervised.outcome is Outcome.REPORTED, supervised.account
-    trace = Trace.read(trace_file)
+    trace = supervised.trace
+    assert trace.engine == engine
     opened = by_file(trace.cleared, "openat")
     assert len(opened) > FILES
     assert by_file(trace.cleared, "fcntl") == opened
     assert trace.refused == []
+    assert (trace.lost, trace.seen, trace.exit_status) == (0, len(trace.events), 0)
+
+
+@pytest.mark.usefixtures("alone")
+def test_both_engines_clear_the_same(booted: Callable[[str], Supervised]) -> None:
+    require("notify", reason_notify_unavailable())
+    by_ptrace, by_listener = booted("ptrace").trace, booted("notify").trace
+    for syscall in ("openat", "fcntl"):
+        counts = by_file(by_listener.cleared, syscall)
+        assert counts == by_file(by_ptrace.cleared, syscall)
+        assert counts.total() == len(by_listener.events) / 2

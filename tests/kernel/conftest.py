@@ -87,15 +87,24 @@ class Run:
 class Runner:
     """Runs commands natively and under flagshim, as nobody unless told otherwise."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engine: str | None = None) -> None:
+        """Run commands.
+
+        Args:
+            folder: for traces.
+            engine: as --engine has it; None to leave it to the options of each command.
+        """
         self._folder = folder
+        self.engine = engine
         self._count = 0
 
     def command(self, argv: list[str], *options: str, user: str | None = "nobody") -> list[str]:
         self._count += 1
         self.trace = self._folder / f"trace{self._count}.db"
-        as_user = ["-u", user] if user else []
-        return [*flagshim_command(), "run", "-o", str(self.trace), *as_user, *options, "--", *argv]
+        how = ["--engine", self.engine] if self.engine else []
+        how += ["-o", str(self.trace)]
+        how += ["-u", user] if user else []
+        return [*flagshim_command(), "run", *how, *options, "--", *argv]
 
     def supervised(
         self, argv: list[str], *options: str, user: str | None = "nobody", **kwargs: object
