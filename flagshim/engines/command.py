@@ -91,15 +91,17 @@ class Command:
         Raises:
             NotStarted: it could not be; this process is good for nothing but to say so.
         """
-        stage = _FILTER
+        stage = _USER
         try:
             _restore_signals(self.signal_mask, self.chld_ignored)
+            if self.user is not None:
+                os.initgroups(self.user.name, self.user.gid)
+                os.setresgid(self.user.gid, self.user.gid, self.user.gid)
+            stage = _FILTER  # as root yet, and when nobody has to be told of groups any more
             if self.filter is not None:
                 self._install(self.filter)
             stage = _USER
             if self.user is not None:
-                os.initgroups(self.user.name, self.user.gid)
-                os.setresgid(self.user.gid, self.user.gid, self.user.gid)
                 os.setresuid(self.user.uid, self.user.uid, self.user.uid)
             stage = _EXEC
             execvpe(self.argv, self.environment)

@@ -57,6 +57,10 @@ class Storm:
         """When the opens that are done returned; minus that where they failed."""
         return [ns for (ns,) in struct.iter_unpack("=q", self.log.read_bytes()) if ns]
 
+    def done(self) -> int:
+        """How many opens are done."""
+        return sum(ns != 0 for (ns,) in struct.iter_unpack("=q", self.log.read_bytes()))
+
     def events(self) -> int:
         """How many events the trace has."""
         return rows(self.trace, "SELECT count(*) FROM event")[0][0]
@@ -73,14 +77,15 @@ def supervisors_of(pid: int) -> list[int]:
     return _titled("supervisor", pid)
 
 
+def role_of(pid: int) -> str:
+    """What ps(1) shows a process of flagshim's as, such as "keeper of 7, …"; else nothing."""
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
+    return text.removeprefix("flagshim: ") if text.startswith("flagshim: ") else ""
+
+
 def _titled(role: str, pid: int) -> list[int]:
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            try:
-                text = Path(f"/proc/{name}/cmdline").read_text(errors="replace")
-            except OSError:
-                continue
-            if text.startswith(f"flagshim: {role} of {pid} "):
-                found.append(int(name))
-    return found
+    names = [name for name in os.listdir("/proc") if name.isdecimal()]
+    return [int(name) for name in names if role_of(int(name)).startswith(f"{role} of {pid} ")]

@@ -12,7 +12,7 @@ import pytest
 from flagshim import tracee
 from flagshim.probes import reason_notify_unavailable
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
-from tests.kernel.storms import Storm, supervisors_of
+from tests.kernel.storms import Storm, role_of, supervisors_of
 from tests.kernel.ways import children, status_of, wait_until
 from tests.support import REPOSITORY, flagshim_command, require, rows
 
@@ -42,12 +42,14 @@ def start(run: Runner, build: Build, place: Place) -> Iterator[Callable[..., Sto
 @pytest.mark.parametrize("mode", ["run", "exec"])
 def test_supervisor_killed_again_and_again(start: Callable[..., Storm], mode: str) -> None:
     """No open fails, none hangs, each is in the trace once; one line says that it happened."""
-    opens = OPENS if mode == "run" else OPENS // 7
+    opens = OPENS if mode == "run" else OPENS // 3
     storm = start(mode, opens)
+    guard = storm.process.pid if mode == "run" else storm.guards()[0]
     for kill in range(KILLS):
-        wait_until(lambda kill=kill: len(storm.times()) > opens * (kill + 1) // (KILLS + 2))
-        wait_until(storm.supervisors)
-        os.kill(random.choice(storm.supervisors()), signal.SIGKILL)
+        wait_until(lambda kill=kill: storm.done() > opens * (kill + 1) // (KILLS + 2))
+        found = [pid for pid in children(guard) if role_of(pid).startswith("supervisor of ")]
+        assert found, f"after {storm.done()} opens, in the middle of killing"
+        os.kill(random.choice(found), signal.SIGKILL)
     _, err = storm.process.communicate(timeout=SECONDS)
     assert storm.process.returncode == 7, err
     wait_until(lambda: rows(storm.trace, "SELECT ended_ns FROM session") != [(None,)])

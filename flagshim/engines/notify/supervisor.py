@@ -19,8 +19,6 @@ from flagshim.engines.notify.serving import Server
 from flagshim.engines.stops import SPIN_SECONDS
 from flagshim.trace.events import Reason
 
-_LOOK_SECONDS = 0.05
-"""How often a busy supervisor looks after its guard."""
 _STRIKES = 3
 """How many supervisors may die with a call before it is let go on as it is."""
 
@@ -53,13 +51,10 @@ class Supervisor:
         self._server = Server(
             post.policy, self._listener, post.lanes, lane, post.confined, post.poke
         )  # fmt: skip
-        self._hot = select.poll()
-        self._hot.register(post.listener, select.POLLIN)
-        self._cold = select.poll()
-        self._cold.register(post.listener, select.POLLIN)
-        self._cold.register(guard, select.POLLIN)
         self._guard = guard
-        self._next_look = 0.0
+        self._ears = select.poll()
+        self._ears.register(post.listener, select.POLLIN)
+        self._ears.register(guard, select.POLLIN)
         # On one CPU nobody else runs while we poll.
         alone = self._listener.share_a_cpu() or len(os.sched_getaffinity(0)) == 1
         self._spin = 0.0 if alone else SPIN_SECONDS
@@ -106,25 +101,19 @@ class Supervisor:
         self._lane.state = State.RECEIVING
 
     def _wait(self) -> Ended | None:
-        """Wait for a call, polling for a moment: waking an idle CPU takes longest."""
-        poll = self._hot.poll
-        while True:
-            ready = poll(0)
-            now = time.perf_counter()
-            if not ready and self._spin:
-                end = now + self._spin
-                while not ready and time.perf_counter() < end:
-                    os.sched_yield()
-                    ready = poll(0)
-            if not ready or now > self._next_look:  # a busy one looks after its guard, too
-                self._next_look = now + _LOOK_SECONDS
-                ready = self._cold.poll(0 if ready else None)
-            events = dict(ready)
-            if self._guard in events:
-                return Ended.NO_GUARD
-            if self._listener.fd in events:
-                left = events[self._listener.fd] & select.POLLIN
-                return None if left else Ended.NOBODY_LEFT
+        """Wait for a call, after polling for a moment: waking an idle CPU takes longest."""
+        poll = self._ears.poll
+        events: dict[int, int] = {}
+        if self._spin:
+            end = time.perf_counter() + self._spin
+            while not events and time.perf_counter() < end:
+                os.sched_yield()
+                events = dict(poll(0))
+        while not events:
+            events = dict(poll())
+        if self._guard in events:
+            return Ended.NO_GUARD
+        return None if events[self._listener.fd] & select.POLLIN else Ended.NOBODY_LEFT
 
     def _serve(self) -> None:
         call = notification_in(self._lane.call)
