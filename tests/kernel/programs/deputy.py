@@ -512,6 +512,7 @@ def lease() -> None:
         os._exit(0)
     signal.sigtimedwait([signal.SIGUSR1], 5)
     be_nobody()
+    tried(f"{folder}/file", label="before")  # the mount is known to be local from now on
     thread = threading.Thread(
         target=lambda: tried(f"{folder}/leased", RW | os.O_TRUNC, label="waits")
     )
