@@ -3,15 +3,17 @@
 import os
 import random
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from flagshim.probes import reason_notify_unavailable
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
 from tests.kernel.storms import Storm
-from tests.kernel.ways import wait_until
-from tests.support import require, rows
+from tests.kernel.ways import children, wait_until
+from tests.support import REPOSITORY, require, rows
 
 KILLS, OPENS = 101, 100_003
 
@@ -63,3 +65,44 @@ def test_supervisor_killed_again_and_again(start: Callable[..., Storm], mode: st
     assert deaths == [(KILLS,)]
     if mode == "run":
         assert err.count(b"was killed by signal 9; ") == 1
+
+
+def test_run_is_asked_to_end_after_its_command(run: Runner, place: Place) -> None:
+    """What the command left running goes on, is served, and nobody speaks of a guard that died."""
+    gate, said = place.path / "gate", place.path / "said"
+    os.mkfifo(gate)
+    gate.chmod(0o666)
+    said.touch()
+    said.chmod(0o666)
+    read = f"dd iflag=noatime if={place.file} of={said} status=none"
+    left = f"echo started >{said}; read go <{gate}; {read}"
+    argv = ["sh", "-c", f"( {left} ) >/dev/null 2>&1 </dev/null & exit 3"]
+    command = run.command(argv, "--engine", "notify")
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    go = os.open(gate, os.O_RDWR)  # does not wait for a reader
+    try:
+        wait_until(lambda: said.read_text() == "started\n")
+        wait_until(lambda: not any(map(is_a_shell, children(process.pid))))
+        process.terminate()
+        _, err = process.communicate(timeout=SECONDS)
+        assert process.returncode == 3
+    finally:
+        process.kill()
+        os.write(go, b"go\n")
+    wait_until(lambda: said.read_text() == "content\n")
+    os.close(go)
+    wait_until(lambda: rows(run.trace, "SELECT count(*) FROM event") == [(1,)])
+    assert rows(run.trace, "SELECT program, decision, errno FROM event") == [
+        ("dd", "cleared", None)
+    ]
+    assert "guard" not in err
+    ((text,),) = rows(run.trace, "SELECT text FROM trouble")
+    assert text.startswith("run was asked to end; ")
+
+
+def is_a_shell(pid: int) -> bool:
+    """Tell whether a process is, or was, a shell."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "sh\n"
+    except OSError:
+        return False

@@ -94,6 +94,15 @@ class Lanes:
     def guard_looks_soon(self, soon: bool) -> None:
         self._memory[2] = soon
 
+    @property
+    def guard_leaves(self) -> bool:
+        """Whether the guard was asked to end, so that its end is no accident."""
+        return self._memory[3] != 0
+
+    @guard_leaves.setter
+    def guard_leaves(self, leaves: bool) -> None:
+        self._memory[3] = leaves
+
 
 class Lane:
     """What one supervisor at a time writes, and the guard reads."""
