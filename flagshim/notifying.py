@@ -186,11 +186,17 @@ def _successor(how: Supervision, session: Session, say: Say) -> Callable[[Post],
 
     def succeed(post: Post) -> None:
         set_title(f"flagshim: guard of {post.command}")
-        writer = TraceWriter(session, say, how.keep, without=True)
+        tell_user = say
         text = f"the guard died; {os.getpid()} has taken its place, no call was lost"
+        if post.lanes.guard_leaves:  # nobody waits for us, nor for the end of our stderr
+            post.lanes.guard_leaves = False
+            descriptors.blank(2)
+            tell_user = say_in_syslog
+            text = f"run was asked to end; {os.getpid()} serves what CMD has left running"
+        writer = TraceWriter(session, tell_user, how.keep, without=True)
         writer.complain(text)
-        say(text)
-        Guard(post, writer, say, succeed).run()
+        tell_user(text)
+        Guard(post, writer, tell_user, succeed).run()
         command = post.confined.command
         writer.close(None if command else os.waitstatus_to_exitcode(post.confined.status))
 

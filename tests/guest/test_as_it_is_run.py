@@ -1,8 +1,8 @@
 """QEMU in the ways that libvirt, init scripts and people run it: as if flagshim were not there.
 
-Most of it is about a machine that does not run (-S) and done three times, natively, under
-`flagshim run` and as `flagshim exec`. What is booted is booted under flagshim only, and the
-trace tells what became of the share's files.
+Most of it is about a machine that does not run (-S) and done natively, under `flagshim run` and
+as `flagshim exec`, with each of both engines that start programs everywhere. What is booted is
+booted under flagshim only, and the trace tells what became of the share's files.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from flagshim.probes import reason_notify_unavailable
 from tests.support import REPOSITORY, read_until, require
 
 from .image import Image
@@ -29,11 +30,13 @@ from .machine import (
     SECONDS,
     Machine,
     Way,
+    children,
     program,
     started,
     status_of,
     wait_for_end,
     wait_for_session,
+    wait_until,
 )
 from .monitor import Monitor, monitor
 from .refusals import Trace, by_file
@@ -41,13 +44,24 @@ from .requirements import obstacle
 from .share import FILES, SECOND_FILES, make_second_share
 from .vm import TIMEOUT, Guest, StepResult, qemu_command, report_on
 
-SUPERVISED = (Way.RUN, Way.EXEC)
 NOBODY = 65534
+BOOTED_FILES = {Way.RUN: 211, Way.EXEC: FILES, Way.EXEC_NOTIFY: FILES}
+"""How many files the guest reads one by one."""
+JAILED_FILES = 307
 
 
 @pytest.fixture(autouse=True)
 def _can_boot() -> None:
     require("guest", obstacle())
+
+
+@pytest.fixture(params=[way for way in Way if way is not Way.NATIVE])
+def way(request: pytest.FixtureRequest) -> Way:
+    """Each way to start a QEMU under flagshim."""
+    supervised = Way(request.param)
+    if supervised.engine == "notify":
+        require("notify", reason_notify_unavailable())
+    return supervised
 
 
 @pytest.fixture
@@ -82,14 +96,12 @@ def over_connected_socket(way: Way, trace: Path) -> tuple[object, ...]:
         return (*account, *machine.ended())
 
 
-@pytest.mark.parametrize("way", SUPERVISED)
 def test_qmp_over_a_socket_of_the_callers(way: Way, place: Path) -> None:
     natively = over_connected_socket(Way.NATIVE, place / "none")
     assert natively[-3:] == (0, "", "")
     assert over_connected_socket(way, place / "trace.db") == natively
 
 
-@pytest.mark.parametrize("way", SUPERVISED)
 def test_monitor_on_pipes(way: Way, place: Path) -> None:
     """-monitor stdio, with a command that comes late and one that ends it."""
 
@@ -111,7 +123,6 @@ def test_monitor_on_pipes(way: Way, place: Path) -> None:
     assert session(way) == natively
 
 
-@pytest.mark.parametrize("way", SUPERVISED)
 @pytest.mark.parametrize("end", ["quit\r", "\x03"], ids=["quit", "interrupt"])
 def test_monitor_on_a_terminal(way: Way, end: str, place: Path) -> None:
     """QEMU sets the terminal up, gives it back as it was, and ^C is for QEMU."""
@@ -152,7 +163,6 @@ def test_monitor_on_a_terminal(way: Way, end: str, place: Path) -> None:
 # --- signals ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", SUPERVISED)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_the_process_that_was_started(
     way: Way, number: signal.Signals, place: Path
@@ -172,7 +182,6 @@ def test_a_signal_to_the_process_that_was_started(
     assert end(way) == natively
 
 
-@pytest.mark.parametrize("way", SUPERVISED)
 def test_who_sent_the_signal_is_known(way: Way, place: Path) -> None:
     """QEMU names the sender: of a signal to QEMU itself it is the real one."""
     with running(way, place) as (machine, _):
@@ -182,7 +191,6 @@ def test_who_sent_the_signal_is_known(way: Way, place: Path) -> None:
     assert f"terminating on signal 15 from pid {os.getpid()} (" in err
 
 
-@pytest.mark.parametrize("way", SUPERVISED)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_a_fatal_signal_to_qemu(way: Way, number: signal.Signals, place: Path) -> None:
     with running(way, place) as (machine, _):
@@ -190,7 +198,6 @@ def test_a_fatal_signal_to_qemu(way: Way, number: signal.Signals, place: Path) -
         assert machine.ended() == (-number, "", "")
 
 
-@pytest.mark.parametrize("way", SUPERVISED)
 @pytest.mark.parametrize(
     "wrong", [("-machine", "nonesuch"), ("-drive", "file=/nonesuch"), ("-nonesuch",)]
 )
@@ -218,7 +225,6 @@ def running(
 # --- what QEMU makes of itself ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", SUPERVISED)
 @pytest.mark.parametrize("options", [(), ("-runas", "nobody"), ("-sandbox", DENY_ALL),
                                      ("-chroot", "JAIL", "-sandbox", DENY_ALL),
                                      ("-chroot", "JAIL", "-runas", "nobody", "-sandbox", DENY)],
@@ -259,7 +265,6 @@ def test_identity(way: Way, options: tuple[str, ...], place: Path) -> None:
     assert identity(way) == natively
 
 
-@pytest.mark.parametrize("way", SUPERVISED)
 @pytest.mark.parametrize("options", [("-daemonize",), ("-runas", "nobody")])
 def test_a_sandbox_that_kills(way: Way, options: tuple[str, ...], place: Path) -> None:
     """QEMU 7.2 does not survive its own sandbox with these, and so it does not here."""
@@ -278,7 +283,6 @@ def filters(pid: int) -> int:
     return int(status_of(pid, "Seccomp_filters")["Seccomp_filters"])
 
 
-@pytest.mark.parametrize("way", SUPERVISED)
 def test_daemon(way: Way, place: Path) -> None:
     """The caller goes on (but after the daemon, under `run`); the pidfile names QEMU."""
     pidfile, path = place / "pid", place / "qmp"
@@ -291,10 +295,15 @@ def test_daemon(way: Way, place: Path) -> None:
         pid = int(pidfile.read_text())
         assert program(pid) == "qemu-system-x86_64"
         assert qmp.ask("query-status")
-        if way is Way.EXEC:
+        if way.command == "exec":
             assert machine.process.wait(SECONDS) == 0
         else:
             assert machine.process.poll() is None
+        if way is Way.RUN_NOTIFY:  # which knows of calls, not of processes: it leaves QEMU alone
+            wait_until(lambda: not children(machine.process.pid, "qemu"), "CMD has ended")
+            machine.process.terminate()
+            assert machine.process.wait(SECONDS) == 0
+            assert qmp.ask("query-status")
         # Under `run` people know flagshim's PID, under `exec` the pidfile's.
         os.kill(machine.process.pid if way is Way.RUN else pid, signal.SIGTERM)
         qmp.wait_for("SHUTDOWN")
@@ -306,7 +315,6 @@ def test_daemon(way: Way, place: Path) -> None:
 # --- as libvirt does it -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", SUPERVISED)
 def test_probing_for_capabilities(way: Way, place: Path) -> None:
     """A machine without a machine, daemonized and asked for all it can do (qemu_process.c)."""
 
@@ -330,7 +338,7 @@ def test_probing_for_capabilities(way: Way, place: Path) -> None:
     assert answers(way) == natively
 
 
-@pytest.mark.parametrize("way", SUPERVISED)
+@pytest.mark.parametrize("way", BOOTED_FILES, indirect=True)
 def test_a_machine_of_libvirts(way: Way, place: Path, guest_image: Image, guest_share: Path,
                                second_share: Path) -> None:  # fmt: skip
     """Pipes, a listening socket of the caller's, a process group of its own, two shares."""
@@ -350,7 +358,7 @@ def test_a_machine_of_libvirts(way: Way, place: Path, guest_image: Image, guest_
         with monitor(place / "qmp") as qmp:
             pid = machine.pid
             assert os.getpgid(pid) == machine.process.pid
-            assert (pid == machine.process.pid) == (way is Way.EXEC)
+            assert (pid == machine.process.pid) == (way.command == "exec")
             assert qmp.ask("query-status") == {
                 "running": False, "singlestep": False, "status": "prelaunch"
             }  # fmt: skip
@@ -360,11 +368,6 @@ def test_a_machine_of_libvirts(way: Way, place: Path, guest_image: Image, guest_
         assert machine.ended() == (0, "", "")
     passed_in_the_guest(console)
     both_shares_were_served(place / "trace.db", guest_share, second_share, BOOTED_FILES[way])
-
-
-BOOTED_FILES = {Way.RUN: 211, Way.EXEC: FILES}
-"""How many files the guest reads one by one."""
-JAILED_FILES = 307
 
 
 @pytest.fixture(scope="module")
@@ -411,7 +414,8 @@ def test_a_daemon_in_a_jail(
                    "-qmp", f"unix:{path},server=on,wait=off", "-S")  # fmt: skip
         guest = Guest(guest_image, guest_share, user=None, second=second_share,
                       files=JAILED_FILES, serial=f"file:{console}", extra=options)  # fmt: skip
-        with started(way, qemu_command(guest), place / "trace.db") as machine:
+        trace = place / f"{way}.db"
+        with started(way, qemu_command(guest), trace) as machine:
             assert machine.process.communicate(timeout=SECONDS) == ("", "")
             assert machine.process.returncode == 0
             pid = int(pidfile.read_text())
@@ -423,7 +427,7 @@ def test_a_daemon_in_a_jail(
                 assert qmp.wait_for("SHUTDOWN", TIMEOUT)["reason"] == "guest-shutdown"
             wait_for_end(pid)
             if way is not Way.NATIVE:
-                wait_for_session(place / "trace.db")
+                wait_for_session(trace)
         reported, found = report_on(console.read_text(errors="replace").replace("\r", ""))
         assert reported
         return found
@@ -432,9 +436,10 @@ def test_a_daemon_in_a_jail(
     # What needs /proc/self/fd fails in any jail without it (fgetxattrat_nofollow() in QEMU's
     # hw/9pfs/9p-util-linux.c), and copying up does.
     assert not natively["new-file"].ok
-    assert steps(Way.EXEC) == natively
     assert natively["read-lower"] == StepResult(True, f"{JAILED_FILES}/{JAILED_FILES}")
-    both_shares_were_served(place / "trace.db", guest_share, second_share, JAILED_FILES)
+    for way in (Way.EXEC, Way.EXEC_NOTIFY):
+        assert steps(way) == natively
+        both_shares_were_served(place / f"{way}.db", guest_share, second_share, JAILED_FILES)
 
 
 # --- snapshots --------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from flagshim.probes import reason_notify_unavailable
 from tests.support import REPOSITORY, flagshim_command, read_until, require, rows
 
 from .machine import BARE, SECONDS, program, wait_for_end, wait_until
@@ -38,14 +39,17 @@ def place() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(params=["native", "wrapped"])
+@pytest.fixture(params=["native", "ptrace", "notify"])
 def qemu(request: pytest.FixtureRequest, place: Path) -> Iterator[Path]:
-    """QEMU, or a wrapper of it whose trace is place / TRACE."""
+    """QEMU, or a wrapper of it with one of the engines, whose trace is place / TRACE."""
     if request.param == "native":
         yield QEMU
         return
+    if request.param == "notify":
+        require("notify", reason_notify_unavailable())
     wrapper = place / "qemu"
-    words = ["wrap", str(QEMU), "-o", str(wrapper), "--trace", str(place / TRACE)]
+    words = ["wrap", str(QEMU), "-o", str(wrapper), "--trace", str(place / TRACE),
+             "--engine", request.param]  # fmt: skip
     subprocess.run(
         [*flagshim_command(), *words], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL
     )
@@ -53,6 +57,7 @@ def qemu(request: pytest.FixtureRequest, place: Path) -> Iterator[Path]:
     if (place / TRACE).exists():
         wait_until(lambda: not rows(place / TRACE, "SELECT 1 FROM session WHERE ended_ns IS NULL"),
                    "every helper ends with its QEMU")  # fmt: skip
+        assert set(rows(place / TRACE, "SELECT engine FROM session")) == {(request.param,)}
 
 
 def machine(qemu: Path, place: Path, *options: str) -> list[str]:

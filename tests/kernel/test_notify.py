@@ -190,22 +190,42 @@ def test_asked_for_what_it_cannot_do(run: Runner) -> None:
     assert not shim.trace.exists()
 
 
-def test_what_is_left_of_a_command_is_served_on(build: Build, run: Runner, place: Place) -> None:
-    """CMD has ended, a daemon of it goes on: SIGTERM ends `run`, and not what is served."""
-    fifo = place.path / "fifo"
-    os.mkfifo(fifo)
-    fifo.chmod(0o666)
-    script = f'(read x <"{fifo}"; exec {build("odd")} open {place.file}) & echo $!; exit 5'
-    command = run.command(["sh", "-c", script], "--engine", "notify")
-    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    assert program.stdout
-    pid = int(program.stdout.readline())
-    wait_until(lambda: "zombie" not in status_of(pid, "State"))
-    wait_until(lambda: tracee.parent_of(pid) not in children(program.pid))
-    program.send_signal(signal.SIGTERM)
-    assert program.wait(timeout=SECONDS) == 5
-    with fifo.open("w") as gate:
-        gate.write("\n")
-    assert program.stdout.read() == "noatime 0\n"
-    wait_until(lambda: run.last().events("decision") == [("cleared",)])
-    wait_until(lambda: run.last().session("exit_status") == (5,))
+def test_run_is_asked_to_end_after_its_command(run: Runner, place: Place) -> None:
+    """What the command left running goes on, is served, and nobody speaks of a guard that died."""
+    gate, said = place.path / "gate", place.path / "said"
+    os.mkfifo(gate)
+    gate.chmod(0o666)
+    said.touch()
+    said.chmod(0o666)
+    read = f"dd iflag=noatime if={place.file} of={said} status=none"
+    left = f"echo started >{said}; read go <{gate}; {read}"
+    argv = ["sh", "-c", f"( {left} ) >/dev/null 2>&1 </dev/null & exit 3"]
+    command = run.command(argv, "--engine", "notify")
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    go = os.open(gate, os.O_RDWR)  # does not wait for a reader
+    try:
+        wait_until(lambda: said.read_text() == "started\n")
+        wait_until(lambda: not any(map(is_a_shell, children(process.pid))))
+        process.terminate()
+        _, err = process.communicate(timeout=SECONDS)
+        assert process.returncode == 3
+    finally:
+        process.kill()
+        os.write(go, b"go\n")
+    wait_until(lambda: said.read_text() == "content\n")
+    os.close(go)
+    wait_until(lambda: rows(run.trace, "SELECT count(*) FROM event") == [(1,)])
+    assert rows(run.trace, "SELECT program, decision, errno FROM event") == [
+        ("dd", "cleared", None)
+    ]
+    assert "guard" not in err
+    ((text,),) = rows(run.trace, "SELECT text FROM trouble")
+    assert text.startswith("run was asked to end; ")
+
+
+def is_a_shell(pid: int) -> bool:
+    """Tell whether a process is, or was, a shell."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "sh\n"
+    except OSError:
+        return False

@@ -99,7 +99,7 @@ class Guard:
                 self._post.lanes.guard_looks_soon = False  # and look once more, before we sleep
                 continue
             self._post.lanes.guard_looks_soon = told
-            idle = sent and manned and not told and not attend_again
+            idle = sent and manned and not (told or attend_again)
             self._sleep(None if idle else _LOOK_SECONDS, relay)
         if command is not None and self._command_status is None:
             # Its filter is gone, so it is ending, but it can be waited for only when it has let
@@ -131,8 +131,11 @@ class Guard:
         Once the command has ended it is for us, who were waiting for what that left behind.
         """
         if self._command_status is None:
+            self._look_after(command)
+        if self._command_status is None:
             return {command}
         self._leaving = True
+        self._post.lanes.guard_leaves = True
         return set()
 
     def _look_after(self, command: int) -> None:

@@ -42,6 +42,10 @@ _MOMENT_SECONDS = 1e-3
 ) = range(12)  # fmt: skip
 """Words of 64 bits at the beginning of a lane."""
 _tick = struct.Struct("=Q")
+(
+    _SOMEONE_CONFINED, _NOT_ALL_NO_NEW_PRIVS, _GUARD_LOOKS_SOON, _GROUPS_CHANGED, _GUARD_LEAVES,
+) = range(5)  # fmt: skip
+"""Bytes at the start of the memory, each 0 or 1."""
 _CONFINED_SINCE = 8
 """Where that is in the memory that all share."""
 _NO_CALL = bytes(NOTIFICATION_SIZE)
@@ -76,7 +80,7 @@ class Lanes:
     @property
     def someone_confined(self) -> bool:
         """Whether any thread has ever confined itself with landlock(7)."""
-        return self._memory[0] != 0
+        return self._memory[_SOMEONE_CONFINED] != 0
 
     def confine_someone(self, now: int, no_new_privs: bool) -> None:
         """Note that one is about to.
@@ -86,10 +90,10 @@ class Lanes:
             no_new_privs: whether that thread has it set.
         """
         if not no_new_privs:
-            self._memory[1] = 1
-        if not self._memory[0]:
+            self._memory[_NOT_ALL_NO_NEW_PRIVS] = 1
+        if not self._memory[_SOMEONE_CONFINED]:
             _tick.pack_into(self._memory, _CONFINED_SINCE, now)
-        self._memory[0] = 1
+        self._memory[_SOMEONE_CONFINED] = 1
 
     @property
     def confined_since(self) -> int:
@@ -99,25 +103,34 @@ class Lanes:
     @property
     def confined_all_with_no_new_privs(self) -> bool:
         """Whether all that did had no_new_privs set, and so have all that come of them."""
-        return self._memory[1] == 0
+        return self._memory[_NOT_ALL_NO_NEW_PRIVS] == 0
 
     @property
     def someone_changed_groups(self) -> bool:
         """Whether any thread may have other supplementary groups than the command began with."""
-        return self._memory[3] != 0
+        return self._memory[_GROUPS_CHANGED] != 0
 
     def change_someones_groups(self) -> None:
         """Note that one has."""
-        self._memory[3] = 1
+        self._memory[_GROUPS_CHANGED] = 1
 
     @property
     def guard_looks_soon(self) -> bool:
         """Whether the guard is going to read what is told, without being woken."""
-        return self._memory[2] != 0
+        return self._memory[_GUARD_LOOKS_SOON] != 0
 
     @guard_looks_soon.setter
     def guard_looks_soon(self, soon: bool) -> None:
-        self._memory[2] = soon
+        self._memory[_GUARD_LOOKS_SOON] = soon
+
+    @property
+    def guard_leaves(self) -> bool:
+        """Whether the guard was asked to end, so that its end is no accident."""
+        return self._memory[_GUARD_LEAVES] != 0
+
+    @guard_leaves.setter
+    def guard_leaves(self, leaves: bool) -> None:
+        self._memory[_GUARD_LEAVES] = leaves
 
 
 class Lane:
