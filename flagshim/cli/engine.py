@@ -8,12 +8,10 @@ from types import ModuleType
 
 import click
 
-from flagshim import notifying
 from flagshim.cli.supervision import Asked
 from flagshim.engines.policy import Fate
 from flagshim.errors import FlagshimError, say
 from flagshim.posts import Supervision
-from flagshim.probes import reason_notify_unavailable
 
 
 class Engine(StrEnum):
@@ -67,6 +65,10 @@ def for_command(
         return engine, asked.supervision(trace)
     if engine is Engine.BPF:
         return engine, supervision_for(engine, asked, trace, Fate.KILL)
+    # Not above: ptrace can do without, and is to start quickly.
+    from flagshim import notifying  # noqa: PLC0415
+    from flagshim.probes import reason_notify_unavailable  # noqa: PLC0415
+
     how = asked.supervision(trace, Fate.CONTINUE)
     if engine is Engine.AUTO and bpf and bpf_sessions(engine, how) is not None:
         return Engine.BPF, how

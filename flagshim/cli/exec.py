@@ -15,7 +15,6 @@ from flagshim.cli.options import (
 )
 from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.command import find_user
-from flagshim.notifying import become_notify
 from flagshim.session import become
 from flagshim.trace.location import shared_trace
 
@@ -51,4 +50,8 @@ def exec(  # noqa: A001  (the command's name)
     as_user = find_user(user) if user is not None else None
     file = trace or shared_trace(cmd[0])
     chosen, how = for_command(engine, asked, file, cmd, bpf=False)
-    (become_notify if chosen is Engine.NOTIFY else become)(cmd, how, as_user)
+    if chosen is Engine.NOTIFY:
+        from flagshim.notifying import become_notify  # noqa: PLC0415  (ptrace can do without)
+
+        become_notify(cmd, how, as_user)
+    become(cmd, how, as_user)

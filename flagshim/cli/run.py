@@ -23,7 +23,6 @@ from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.command import find_user
 from flagshim.errors import EXIT_GATE, FlagshimError, say
 from flagshim.gates.judgement import Gate
-from flagshim.notifying import run_notify
 from flagshim.session import Outcome, supervise
 from flagshim.trace.location import new_trace
 from flagshim.trace.reader import TraceReader
@@ -63,6 +62,8 @@ def run(
     file = trace or new_trace(cmd[0])
     chosen, how = for_command(engine, asked, file, cmd, bpf=True)
     if chosen is Engine.NOTIFY:
+        from flagshim.notifying import run_notify  # noqa: PLC0415  (ptrace can do without)
+
         outcome = run_notify(cmd, how, as_user)
     elif bpf := bpf_sessions(chosen, how):
         outcome = bpf.run_bpf(cmd, how, as_user)
