@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from flagshim import tracee
 from flagshim.engines.calls import CallReader, OpenCall, Process, event_of
 from flagshim.engines.notify.lanes import Lane, Lanes
+from flagshim.engines.notify.leaving import Leave, MayWait
 from flagshim.engines.notify.listener import Gone, Listener, Notification
-from flagshim.engines.notify.opener import Leave, MayWait, Opened, Opener
+from flagshim.engines.notify.opener import Opened, Opener
 from flagshim.engines.notify.standing import Standing, Standings
 from flagshim.engines.policy import Policy
 from flagshim.engines.roster import Roster

@@ -12,8 +12,8 @@ import time
 from enum import Enum, auto
 
 from flagshim.engines.notify.lanes import Lane, State
+from flagshim.engines.notify.leaving import MayWait
 from flagshim.engines.notify.listener import Listener, notification_in
-from flagshim.engines.notify.opener import MayWait
 from flagshim.engines.notify.post import Baton, Post
 from flagshim.engines.notify.serving import Server
 from flagshim.engines.stops import SPIN_SECONDS
