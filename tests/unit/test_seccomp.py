@@ -4,12 +4,12 @@ import struct
 
 import pytest
 
-from flagshim.seccomp import COOKIE, build_filter, kind_of
+from flagshim.seccomp import COOKIE, build_filter, build_listener_filter, kind_of, listened_calls
 from flagshim.syscalls import Kind
 
 NOATIME, DIRECT, O_PATH = 0o1000000, 0o40000, 0o10000000
 X86_64, I386, AARCH64 = 0xC000003E, 0x40000003, 0xC00000B7
-ALLOW, TRACE = 0x7FFF0000, 0x7FF00000
+ALLOW, TRACE, USER_NOTIF = 0x7FFF0000, 0x7FF00000, 0x7FC00000
 F_SETFL, F_GETFL = 4, 3
 UNTRACED = 0x800000
 
@@ -120,3 +120,33 @@ def test_other_filters_stops_are_not_ours() -> None:
     assert kind_of(7) is None
     assert kind_of(0) is None
     assert kind_of(COOKIE | Kind.OPENAT2) is Kind.OPENAT2
+
+
+OPENS = {
+    Kind.OPEN, Kind.OPENAT, Kind.OPENAT2, Kind.OPEN_BY_HANDLE_AT, Kind.SETFL, Kind.IO_URING,
+    Kind.LISTENER,
+}  # fmt: skip
+LISTENED = [row for row in TRACED if row[3] in OPENS] + [
+    (X86_64, 446, (), Kind.LANDLOCK),
+    (I386, 446, (), Kind.LANDLOCK),
+    (X86_64, 116, (), Kind.GROUPS),
+    (I386, 206, (), Kind.GROUPS),
+]
+
+
+@pytest.mark.parametrize(("arch", "number", "arguments", "kind"), LISTENED)
+def test_listener_is_asked(arch: int, number: int, arguments: tuple[int, ...], kind: Kind) -> None:
+    """About the same opens as a tracer; what a call is, it knows by its number."""
+    program = build_listener_filter([NOATIME], O_PATH)
+    assert answer(program, arch, number, *arguments) == USER_NOTIF
+    assert listened_calls()[arch, number & ~0x40000000] is kind
+
+
+@pytest.mark.parametrize(
+    ("number", "arguments"),
+    [(2, (0, 0)), (257, (0, 0, NOATIME | O_PATH)), (72, (0, F_GETFL, NOATIME)), (435, ()),
+     (105, ()), (317, (1, 1)), (56, (UNTRACED,))],
+)  # fmt: skip
+def test_listener_is_not_asked(number: int, arguments: tuple[int, ...]) -> None:
+    program = build_listener_filter([NOATIME], O_PATH)
+    assert answer(program, X86_64, number, *arguments) == ALLOW

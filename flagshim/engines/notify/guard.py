@@ -110,11 +110,6 @@ class Guard:
         os.close(self._pidfd)
         return self._command_status
 
-    @property
-    def deaths(self) -> int:
-        """How many supervisors have died."""
-        return self._deaths
-
     # --- waiting ------------------------------------------------------------------------
 
     def _sleep(self, seconds: float | None, relay: Relay | None) -> None:
