@@ -39,6 +39,10 @@ def start(run: Runner, build: Build, place: Place) -> Iterator[Callable[..., Sto
         storm.end()
 
 
+def supervisors_among(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if role_of(pid).startswith("supervisor of ")]
+
+
 @pytest.mark.parametrize("mode", ["run", "exec"])
 def test_supervisor_killed_again_and_again(start: Callable[..., Storm], mode: str) -> None:
     """No open fails, none hangs, each is in the trace once; one line says that it happened."""
@@ -47,9 +51,9 @@ def test_supervisor_killed_again_and_again(start: Callable[..., Storm], mode: st
     guard = storm.process.pid if mode == "run" else storm.guards()[0]
     for kill in range(KILLS):
         wait_until(lambda kill=kill: storm.done() > opens * (kill + 1) // (KILLS + 2))
-        found = [pid for pid in children(guard) if role_of(pid).startswith("supervisor of ")]
-        assert found, f"after {storm.done()} opens, in the middle of killing"
-        os.kill(random.choice(found), signal.SIGKILL)
+        wait_until(lambda: supervisors_among(children(guard)))
+        os.kill(random.choice(supervisors_among(children(guard))), signal.SIGKILL)
+        assert storm.done() < opens, "it lasts as long as we kill"
     _, err = storm.process.communicate(timeout=SECONDS)
     assert storm.process.returncode == 7, err
     wait_until(lambda: rows(storm.trace, "SELECT ended_ns FROM session") != [(None,)])
@@ -127,6 +131,7 @@ def test_signal_before_a_call_is_received(
     assert program.stdin
     assert program.stdout
     pid = int(program.stdout.readline())
+    wait_until(lambda: supervisors_of(pid))
     stopped = supervisors_of(pid)
     for supervisor in stopped:
         os.kill(supervisor, signal.SIGSTOP)
