@@ -35,6 +35,7 @@ from flagshim.trace.store import Session, take_back
 from flagshim.trace.writer import TraceWriter
 
 ENGINE = "notify"
+_LIMITS = "see ulimit -n, ulimit -u and ulimit -v"
 _END_SECONDS = 5.0
 """How long a command whose filter is gone may take to end altogether."""
 
@@ -53,30 +54,40 @@ def run_notify(argv: Sequence[str], how: Supervision, user: User | None = None) 
     check_command(argv[0])
     handed_on = descriptors.inherited()
     ours, theirs = socket.socketpair()
-    command = _command(argv, how.policy, user, theirs)
+    command = _command(argv, how.policy, user, (theirs.fileno(), ours.fileno()))
     Stops()  # blocks the signals that we take when we look for them
     session = begin(argv, how, ENGINE, uid_of(user))
     tell("begin", session=session.id)
     child = fork_waiting(command)
     child.release()
     theirs.close()
-    listener = _received(ours)
+    guard = writer = None
+    status = 0
+    with ours:
+        try:
+            listener = _received(ours)
+            if listener is not None:
+                post = new_post(how.policy, listener, child.pid, command.name)
+                writer = TraceWriter(session, say, how.keep)
+                guard = Guard(post, writer, say, _successor(how, session, say))
+                guard.begin()
+                ours.send(b"g")
+        except OSError as error:
+            ours.close()  # and so it will not begin
+            os.waitpid(child.pid, 0)
+            _take_back(session, writer)
+            raise FlagshimError(
+                f"no supervisor can be started: {error.strerror}", _LIMITS
+            ) from None
     descriptors.blank(0, 1)  # stderr is for our last line
     descriptors.close(handed_on)
-    writer = None
-    status = 0
-    if listener is not None:
-        post = new_post(how.policy, listener, child.pid, command.name)
-        writer = _writer(session, how, say)
-        status = Guard(post, writer, say, _successor(how, session, say)).run(child.pid) or 0
+    if guard is not None:
+        status = guard.run(child.pid) or 0
     else:
         os.waitpid(child.pid, 0)
     reason = child.not_started()
     if reason is not None or writer is None:
-        if writer is None:
-            take_back(session)
-        else:
-            writer.close(None, began=False)
+        _take_back(session, writer)
         if reason is None:
             raise FlagshimError("CMD was killed before it began", "try again")
         raise command.failure(reason)
@@ -99,20 +110,28 @@ def become_notify(argv: Sequence[str], how: Supervision, user: User | None = Non
     check_command(argv[0])
     session = begin(argv, how, ENGINE, uid_of(user))
     ours, theirs = socket.socketpair()
-    command = _command(argv, how.policy, user, theirs)
+    command = _command(argv, how.policy, user, (theirs.fileno(), ours.fileno()))
 
     def serve(pid: int, report: int, start: Callable[[], None]) -> None:
         theirs.detach()  # a helper has let go of all but what it needs
         Stops()
-        writer = _writer(session, how, say_in_syslog)
+        writer = TraceWriter(session, say_in_syslog, how.keep)
         pidfd = os.pidfd_open(pid)
         start()
         listener = _received(ours)
         if listener is None:
             writer.close(None, began=False)
             return
-        post = new_post(how.policy, listener, pid, command.name)
-        Guard(post, writer, say_in_syslog, _successor(how, session, say_in_syslog)).run()
+        try:
+            post = new_post(how.policy, listener, pid, command.name)
+            guard = Guard(post, writer, say_in_syslog, _successor(how, session, say_in_syslog))
+            guard.begin()
+            ours.send(b"g")
+        except OSError:
+            writer.close(None, began=False)
+            raise  # and so CMD does not begin
+        ours.close()
+        guard.run()
         writer.close(exit_status_of(_wait_status(pid, pidfd)), began=not os.read(report, 1))
 
     try:
@@ -150,17 +169,16 @@ def _has_32_bits(program: str) -> bool:
 
 
 def _command(
-    argv: Sequence[str], policy: Policy, user: User | None, listener_to: socket.socket
+    argv: Sequence[str], policy: Policy, user: User | None, listener_to: tuple[int, int]
 ) -> Command:
     bits = flag_bits(policy.rules)
     program = build_listener_filter(bits, bits_of("O_PATH", MACHINE))
-    return command_for(argv, program, user, listener_to.fileno())
+    return command_for(argv, program, user, listener_to)
 
 
 def _received(channel: socket.socket) -> int | None:
     """Wait for the listener; None if the command ended before it had one."""
-    with channel:
-        _, fds, _, _ = socket.recv_fds(channel, 1, 1)
+    _, fds, _, _ = socket.recv_fds(channel, 1, 1)
     return fds[0] if fds else None
 
 
@@ -171,14 +189,12 @@ def _wait_status(pid: int, pidfd: int) -> int | None:
     return wait_status_of(pidfd) if status is None else status
 
 
-def _writer(session: Session, how: Supervision, say: Say) -> TraceWriter:
-    try:
-        return TraceWriter(session, say, how.keep)
-    except OSError as error:
+def _take_back(session: Session, writer: TraceWriter | None) -> None:
+    """Have the trace as if nothing had been begun."""
+    if writer is None:
         take_back(session)
-        raise FlagshimError(
-            f"cannot start a process of our own: {error.strerror}", "see ulimit -u and ulimit -n"
-        ) from None
+    else:
+        writer.close(None, began=False)
 
 
 def _successor(how: Supervision, session: Session, say: Say) -> Callable[[Post], None]:
@@ -196,7 +212,9 @@ def _successor(how: Supervision, session: Session, say: Say) -> Callable[[Post],
         writer = TraceWriter(session, tell_user, how.keep, without=True)
         writer.complain(text)
         tell_user(text)
-        Guard(post, writer, tell_user, succeed).run()
+        guard = Guard(post, writer, tell_user, succeed)
+        guard.begin()
+        guard.run()
         command = post.confined.command
         writer.close(None if command else os.waitstatus_to_exitcode(post.confined.status))
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from flagshim import descriptors
 from flagshim.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, FlagshimError
 from flagshim.linux import (
     execvpe,
@@ -73,8 +74,9 @@ class Command:
     """What `build_filter` returned; None for an engine without one."""
     user: User | None
     """Whom to become; None for nobody else."""
-    listener_to: int | None
-    """Socket to send the listener of the filter to; None for a filter without one."""
+    listener_to: tuple[int, int] | None
+    """Socket to send the listener of the filter to, and to be told on that there is somebody who
+    serves it, with its other end, which is theirs; None for a filter without one."""
     signal_mask: set[int | signal.Signals]
     """What was blocked when we were started."""
     chld_ignored: bool
@@ -124,14 +126,22 @@ class Command:
         if self.listener_to is None:
             install_seccomp_filter(filter_program)
             return
+        ours, theirs = self.listener_to
         listener = install_seccomp_listener(filter_program)
-        with socket.socket(fileno=self.listener_to) as channel:
+        descriptors.close([theirs])
+        with socket.socket(fileno=ours) as channel:
             socket.send_fds(channel, [b"l"], [listener])
-        os.close(listener)
+            os.close(listener)
+            if not channel.recv(1):  # there is nobody who would serve us
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def failure(self, reason: "NotStarted") -> FlagshimError:
         """Say why CMD did not start."""
         cause = os.strerror(reason.number)
+        if reason.stage == _FILTER and reason.number == errno.ECANCELED:
+            return FlagshimError(
+                "no supervisor can be started", "see ulimit -n, ulimit -u and ulimit -v"
+            )
         if reason.stage == _FILTER and reason.number == errno.EBUSY:
             return FlagshimError(
                 "a filter we are under has a listener already (a container runtime's?)",
@@ -148,7 +158,7 @@ def command_for(
     argv: Sequence[str],
     filter_program: bytes | None,
     user: User | None,
-    listener_to: int | None = None,
+    listener_to: tuple[int, int] | None = None,
 ) -> Command:
     """Return a command that finds things as this process was started with them."""
     return Command(

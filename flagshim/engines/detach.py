@@ -84,7 +84,9 @@ def become_served(
     try:
         command.become()
     except NotStarted as reason:
-        os.write(report_write, REPORT.pack(reason.stage, reason.number))
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        with contextlib.suppress(BrokenPipeError):  # the helper has ended, which is the reason
+            os.write(report_write, REPORT.pack(reason.stage, reason.number))
         raise command.failure(reason) from None
 
 

@@ -13,6 +13,8 @@ _OUTCOME = """
             WHEN errno IN ('EPERM', 'EACCES', 'EINVAL') THEN 1
             ELSE 2 END
         ELSE CASE
+            WHEN reason LIKE 'not rescued: %' AND reason <> 'not rescued: it may make a new file'
+                THEN 4
             WHEN errno IS NULL THEN 3
             WHEN errno IN ('EPERM', 'EACCES') THEN 4
             ELSE 5 END

@@ -1,5 +1,7 @@
 """A program that makes opens as fast as it can, under a supervisor that a test may kill."""
 
+import bisect
+import mmap
 import os
 import signal
 import struct
@@ -51,15 +53,26 @@ class Storm:
 
     def guards(self) -> list[int]:
         """IDs of its guards that are no `flagshim run`."""
-        return [pid for thread in self.threads() for pid in _titled("guard", thread)]
+        return [pid for thread in self.threads() for pid in guards_of(thread)]
 
     def times(self) -> list[int]:
         """When the opens that are done returned; minus that where they failed."""
         return [ns for (ns,) in struct.iter_unpack("=q", self.log.read_bytes()) if ns]
 
     def done(self) -> int:
-        """How many opens are done."""
-        return sum(ns != 0 for (ns,) in struct.iter_unpack("=q", self.log.read_bytes()))
+        """How many opens are done. Quickly: each thread fills its part of the log in order."""
+        workers = PROCESSES * THREADS
+        found = start = 0
+        with self.log.open("rb") as log, mmap.mmap(log.fileno(), 0, prot=mmap.PROT_READ) as memory:
+            times = memoryview(memory).cast("q")
+            for worker in range(workers):
+                size = self.opens // workers + (worker < self.opens % workers)
+                part = times[start : start + size]
+                found += bisect.bisect_left(range(size), 1, key=lambda n, part=part: part[n] == 0)
+                start += size
+                part.release()
+            times.release()
+        return found
 
     def events(self) -> int:
         """How many events the trace has."""
@@ -75,6 +88,11 @@ class Storm:
 def supervisors_of(pid: int) -> list[int]:
     """IDs of the notify engine's supervisors of a command."""
     return _titled("supervisor", pid)
+
+
+def guards_of(pid: int) -> list[int]:
+    """IDs of the guards of a command, but for `flagshim run`."""
+    return _titled("guard", pid)
 
 
 def role_of(pid: int) -> str:

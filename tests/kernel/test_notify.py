@@ -11,8 +11,8 @@ import pytest
 
 from flagshim import tracee
 from flagshim.probes import reason_notify_unavailable
-from tests.kernel.conftest import SECONDS, Build, Place, Runner
-from tests.kernel.storms import Storm, role_of, supervisors_of
+from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
+from tests.kernel.storms import Storm, guards_of, role_of, supervisors_of
 from tests.kernel.ways import children, status_of, wait_until
 from tests.support import REPOSITORY, flagshim_command, require, rows
 
@@ -234,3 +234,71 @@ def is_a_shell(pid: int) -> bool:
         return Path(f"/proc/{pid}/comm").read_text() == "sh\n"
     except OSError:
         return False
+
+
+@pytest.fixture
+def folder(place: Place) -> Path:
+    """A folder in which anybody may write."""
+    folder = place.path / "anybodys"
+    folder.mkdir()
+    folder.chmod(0o777)
+    return folder
+
+
+def as_nobody(command: str, folder: Path, *words: str, limit: str = "true") -> list[str]:
+    """Return the command line of flagshim as an ordinary user's, with a limit of ulimit."""
+    shim = [*flagshim_command(), command, "--engine", "notify", "-o", str(folder / "t.db")]
+    return ["sh", "-c", f'{limit}; exec "$@"', "sh", *shim, "--", *words]
+
+
+@pytest.mark.parametrize("command", ["run", "exec"])
+@pytest.mark.parametrize("limit", ["ulimit -n 11", "ulimit -v 55000"])
+def test_without_a_supervisor_nothing_begins(
+    run: Runner, folder: Path, command: str, limit: str
+) -> None:
+    done = run.native(as_nobody(command, folder, "touch", str(folder / "began"), limit=limit))
+    assert done.returncode == 125, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not (folder / "began").exists()
+
+
+def test_opens_go_on_while_no_supervisor_can_be_started(
+    run: Runner, place: Place, folder: Path
+) -> None:
+    """They fail as they would natively, instead of waiting; and are counted."""
+    gate = folder / "gate"
+    os.mkfifo(gate)
+    gate.chmod(0o666)
+    script = 'read x <"$1"; exec dd iflag=noatime status=none if="$2" of=/dev/null'
+    argv = as_nobody("exec", folder, "sh", "-c", script, "sh", str(gate), str(place.file))
+    program = subprocess.Popen(
+        argv, stderr=subprocess.PIPE, text=True, user=NOBODY, group=NOBODY, extra_groups=[],
+        cwd=REPOSITORY,
+    )  # fmt: skip
+    go = os.open(gate, os.O_RDWR)
+    wait_until(lambda: supervisors_of(program.pid))
+    (guard,) = guards_of(program.pid)
+    limit = ["prlimit", "--pid", str(guard), "--nproc=1:1"]
+    run.native(limit, group=NOBODY, extra_groups=[]).check_returncode()
+    for supervisor in supervisors_of(program.pid):
+        os.kill(supervisor, signal.SIGKILL)
+    os.write(go, b"go\n")
+    _, err = program.communicate(timeout=SECONDS)
+    os.close(go)
+    assert "Operation not permitted" in err
+    wait_until(lambda: tracee.has_ended(guard))
+    assert rows(folder / "t.db", "SELECT kind, program, count FROM blind_spot") == [
+        ("no supervisor", "dd", 1)
+    ]
+
+
+def test_supervisor_that_is_stopped_does_not_outlive_the_program(run: Runner) -> None:
+    program = subprocess.Popen(run.command(["cat"], "--engine", "notify"), stdin=subprocess.PIPE,
+                               cwd=REPOSITORY)  # fmt: skip
+    wait_until(lambda: any(tracee.comm(pid) == b"cat" for pid in children(program.pid)))
+    (pid,) = (pid for pid in children(program.pid) if tracee.comm(pid) == b"cat")
+    wait_until(lambda: supervisors_of(pid))
+    for supervisor in supervisors_of(pid):
+        os.kill(supervisor, signal.SIGSTOP)
+    program.communicate(timeout=SECONDS)
+    assert program.returncode == 0

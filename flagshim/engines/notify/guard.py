@@ -6,6 +6,7 @@ that receives calls takes its place.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -14,23 +15,33 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import NoReturn
 
-from flagshim import descriptors
+from flagshim import descriptors, tracee
 from flagshim.engines.notify.lanes import Lane, State
-from flagshim.engines.notify.post import Post
+from flagshim.engines.notify.listener import (
+    NOTIFICATION_SIZE,
+    Gone,
+    Listener,
+    notification_in,
+)
+from flagshim.engines.notify.post import Baton, Post
 from flagshim.engines.notify.serving import EVENT, SPOT, TROUBLE, LaneSink, as_event
 from flagshim.engines.notify.supervisor import Ended, Supervisor
 from flagshim.engines.relay import Relay
 from flagshim.engines.stops import WAITED
 from flagshim.errors import Say
-from flagshim.linux import open_signals, set_name, set_title
+from flagshim.linux import address_of, open_signals, set_name, set_title
 from flagshim.status import listeners
-from flagshim.trace.events import OpenEvent
+from flagshim.trace.events import OpenEvent, text_or_bytes
 from flagshim.trace.writer import TraceWriter
 
 _LOOK_SECONDS = 0.05
 """How long supervisors that have much to tell are left alone with it."""
 _CLOSE_UP_SECONDS = 0.005
-_PAUSE_MAX_SECONDS = 1.0
+_IDLE_DEATHS_MAX = 7
+"""How many supervisors may end one after the other without having answered a call, or how often
+none can be started."""
+_OVER_SECONDS = 1.0
+"""How long supervisors may take to see that nobody is left."""
 
 Succeed = Callable[[Post], None]
 """What a supervisor does whose guard was killed."""
@@ -66,6 +77,19 @@ class Guard:
         self._ears = select.poll()
         self._ears.register(self._signals, select.POLLIN)
         self._ears.register(post.wake, select.POLLIN)
+        self._ears.register(post.listener, 0)  # its end is told all the same
+        self._listener = Listener(post.listener)
+        self._over_at = 0.0
+
+    def begin(self) -> None:
+        """Start the first supervisor, and those for calls that a former guard's had received.
+
+        Raises:
+            OSError: there cannot be another process.
+        """
+        for lane in self._post.lanes:
+            if (lane.call_id or lane.number == 0) and not self._start(lane):
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def run(self, command: int | None = None) -> int | None:
         """Guard until every thread with the filter has ended.
@@ -81,14 +105,20 @@ class Guard:
         relay = None
         if command is not None:
             relay = Relay(lambda: self._recipients(command), lambda: self._command_stopped)
-        for lane in self._post.lanes:  # a successor finds some that have calls to be answered
-            if lane.call_id:
-                self._start(lane)
+        unmanned = 0
         while True:
             if command is not None and self._command_status is None:
                 self._look_after(command)
             told = self._listen()
+            if self._over_at and time.monotonic() > self._over_at:
+                self._end_the_stopped()
             manned = self._keep_manned()
+            unmanned = 0 if manned else unmanned + 1
+            if self._answered() > self._answered_before:
+                self._idle_deaths = 0
+            alone = max(self._idle_deaths, unmanned) >= _IDLE_DEATHS_MAX
+            if alone:
+                self._serve_alone()
             if manned is None:
                 break
             attend_again = relay is not None and relay.attend()
@@ -99,7 +129,7 @@ class Guard:
                 self._post.lanes.guard_looks_soon = False  # and look once more, before we sleep
                 continue
             self._post.lanes.guard_looks_soon = told
-            idle = sent and manned and not (told or attend_again)
+            idle = sent and manned and not (told or attend_again or self._over_at or alone)
             self._sleep(None if idle else _LOOK_SECONDS, relay)
         if command is not None and self._command_status is None:
             # Its filter is gone, so it is ending, but it can be waited for only when it has let
@@ -113,12 +143,49 @@ class Guard:
     # --- waiting ------------------------------------------------------------------------
 
     def _sleep(self, seconds: float | None, relay: Relay | None) -> None:
-        self._ears.poll(None if seconds is None else seconds * 1000)
+        for fd, events in self._ears.poll(None if seconds is None else seconds * 1000):
+            if fd == self._post.listener and events & (select.POLLHUP | select.POLLERR):
+                self._nobody_is_left()
         with contextlib.suppress(BlockingIOError):
             os.read(self._post.wake, 4096)
         while info := signal.sigtimedwait(WAITED, 0):
             if relay is not None and info.si_signo != signal.SIGCHLD:
                 relay.signalled(info)
+
+    def _nobody_is_left(self) -> None:
+        """Have the supervisors see it, too; or end those that do not, because they are stopped."""
+        self._ears.unregister(self._post.listener)
+        self._over_at = time.monotonic() + _OVER_SECONDS
+
+    def _end_the_stopped(self) -> None:
+        for lane in self._post.lanes:
+            if lane.pid:
+                os.kill(lane.pid, signal.SIGKILL)
+                os.waitpid(lane.pid, 0)
+                lane.vacate()
+            if lane.call_id and lane.is_prepared and not lane.is_published():
+                lane.publish(lane.given)
+            self._nobody_left = True
+
+    def _serve_alone(self) -> None:
+        """Let calls go on as they are while no supervisor comes up: better than to hold them."""
+        baton = Baton(self._post)
+        try:
+            if not baton.try_to_take():
+                return
+            ready = select.poll()
+            ready.register(self._post.listener, select.POLLIN)
+            memory = bytearray(NOTIFICATION_SIZE)
+            while any(events & select.POLLIN for _, events in ready.poll(0)):
+                memory[:] = bytes(NOTIFICATION_SIZE)
+                if self._listener.receive(address_of(memory)):
+                    call = notification_in(bytes(memory))
+                    program = text_or_bytes(tracee.program_name(call.tid))
+                    self._writer.blind_spot("no supervisor", program)
+                    with contextlib.suppress(Gone):
+                        self._listener.let_go_on(call.id)
+        finally:
+            baton.drop()
 
     def _recipients(self, command: int) -> set[int]:
         """Return who gets a signal that was sent to us.
@@ -200,19 +267,28 @@ class Guard:
                     return self._start(lane)
         return True
 
+    def _answered(self) -> int:
+        return sum(each.answered for each in self._post.lanes)
+
     def _replace(self, lane: Lane, status: int) -> None:
         former = lane.pid
         self._deaths += 1
-        answered = sum(each.answered for each in self._post.lanes)
+        answered = self._answered()
         self._idle_deaths = 0 if answered > self._answered_before else self._idle_deaths + 1
         self._answered_before = answered
-        if self._idle_deaths > 1:
-            time.sleep(min(_CLOSE_UP_SECONDS * 2**self._idle_deaths, _PAUSE_MAX_SECONDS))
-        self._start(lane)
+        if 1 < self._idle_deaths < _IDLE_DEATHS_MAX:
+            time.sleep(_CLOSE_UP_SECONDS * 2**self._idle_deaths)
+        started = self._start(lane)
         how = os.waitstatus_to_exitcode(status)
-        cause = f"killed by signal {-how}" if how < 0 else f"ended with {how}"
-        text = f"supervisor {former} was {cause}; {lane.pid} serves on, no call was lost"
-        self._writer.complain(text)
+        cause = f"was killed by signal {-how}" if how < 0 else f"ended with {how}"
+        successor = f"{lane.pid} serves on" if started else "none can be started just now"
+        text = f"supervisor {former} {cause}; {successor}, no call was lost"
+        if self._idle_deaths < _IDLE_DEATHS_MAX:
+            self._writer.complain(text)
+        elif self._idle_deaths == _IDLE_DEATHS_MAX:
+            text = f"{_IDLE_DEATHS_MAX} supervisors ended at once; opens go on unserved meanwhile"
+            self._writer.complain(text)
+            self._say(f"{text}; see ulimit -n, ulimit -u and ulimit -v")
         if self._deaths == 1:
             self._say(f"{text} (said once; see the trace for others)")
 

@@ -62,6 +62,14 @@ class Baton:
         """Wait until it is ours. The kernel hands it on if who has it is killed."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)
 
+    def try_to_take(self) -> bool:
+        """Take it if nobody has it."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def pass_on(self) -> None:
         """Let another have it."""
         fcntl.flock(self._fd, fcntl.LOCK_UN)
