@@ -47,16 +47,16 @@ _OPTIONS = (
         metavar="PROGRAM",
         multiple=True,
         help="Leave PROGRAM (a base name or glob) and what it starts alone, as gdb, strace and "
-        "programs with LeakSanitizer need it; their own opens with the flag fail with ENOSYS. "
-        "Repeatable.",
+        "programs with LeakSanitizer need it under ptrace; their own opens with the flag then fail "
+        "with ENOSYS. Repeatable.",
     ),
     click.option(
         "--if-supervisor-dies",
         "fate",
         type=click.Choice([fate.value for fate in Fate]),
         help="What becomes of the program then: the kernel kills it (kill), or it goes on, and a "
-        "guard takes over within moments (continue). Default: kill. Under attach it always goes "
-        "on; a guard takes over with --inject-filter.",
+        "guard takes over within moments (continue). Default: kill. Under attach and --engine "
+        "notify it always goes on; under attach a guard takes over with --inject-filter.",
     ),
     click.option(
         "--keep",
