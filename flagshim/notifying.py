@@ -145,7 +145,7 @@ def why_not(policy: Policy) -> FlagshimError | None:
     """Return the reason why this engine cannot do what is asked; None if it can."""
     if policy.fate is Fate.KILL:
         return FlagshimError(
-            "--engine notify: --if-supervisor-dies kill: others serve on if one dies",
+            "--engine notify: it cannot kill CMD (--if-supervisor-dies kill), as others serve on",
             "leave it out, or use --engine ptrace",
         )
     return None

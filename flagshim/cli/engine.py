@@ -81,7 +81,7 @@ def for_command(
         return Engine.NOTIFY, how
     if engine is Engine.NOTIFY:
         raise reason
-    say(f"ptrace engine: {reason.message.removeprefix('--engine notify: ')}")
+    say(f"ptrace is used, not notify: {reason.message.removeprefix('--engine notify: ')}")
     return Engine.PTRACE, asked.supervision(trace)
 
 

@@ -162,7 +162,7 @@ def test_program_of_a_listener_cannot_run_as_another(
     outer = run.supervised([*inner, "--engine", "auto", "--", *odd], "--engine", "notify",
                            user=None)  # fmt: skip
     assert (outer.status, outer.out) == (0, "noatime 0\n"), outer.err
-    assert "ptrace engine: " in outer.err
+    assert "ptrace is used, not notify: " in outer.err
     assert rows(place.path / "inner.db", "SELECT engine FROM session") == [("ptrace",)]
 
 
