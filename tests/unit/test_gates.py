@@ -14,6 +14,7 @@ from flagshim.gates.judgement import Gate
 from flagshim.gates.patterns import MANY, generalise
 from flagshim.reports import baselinefile
 from flagshim.reports.gate import verdict
+from flagshim.trace.events import Reason
 from flagshim.trace.reader import TraceReader
 from tests.support import HANGS, REPOSITORY, flagshim_command
 from tests.unit.test_report_cli import NASTY, nasty
@@ -378,3 +379,14 @@ def test_the_difference_is_coloured_for_whom_it_may(tmp_path: Path) -> None:
     assert "\x1b[31m  + refused" in flagshim(*arguments, "--color", "always").stderr
     for options in ((), ("--color", "never")):
         assert "\x1b" not in flagshim(*arguments, *options).stderr
+
+
+@pytest.mark.parametrize("reason", [r for r in Reason if r.value.startswith("not rescued: ")])
+def test_what_was_not_rescued_counts_as_refused(tmp_path: Path, reason: Reason) -> None:
+    """Under the notify engine nobody knows what came of it; a file that is made is the thread's."""
+    trace = Trace(tmp_path / "t.db")
+    trace.session(seen=2, engine="notify")
+    trace.event(**{**KEPT, "reason": reason.value, "fd": None})
+    trace.event(**{**KEPT, "reason": Reason.FORESEEN.value, "fd": None})
+    expected = 0 if reason is Reason.NOT_RESCUED_NEW_FILE else 1
+    assert counts(trace.close(), Metric.REFUSALS) == [expected]
