@@ -213,7 +213,8 @@ def _successor(how: Supervision, session: Session, say: Say) -> Callable[[Post],
         writer.complain(text)
         tell_user(text)
         guard = Guard(post, writer, tell_user, succeed)
-        guard.begin()
+        with contextlib.suppress(OSError):  # no process to be had just now: it tries again
+            guard.begin()
         guard.run()
         command = post.confined.command
         writer.close(None if command else os.waitstatus_to_exitcode(post.confined.status))
