@@ -21,6 +21,7 @@ enum call {
 	CALL_OPENAT2 = 3,
 	CALL_OPEN_BY_HANDLE_AT = 4,
 	CALL_SETFL = 5,
+	CALLS = 6,
 };
 
 /* Whether the kernel began the call: seccomp refuses one before its entry tracepoint. */
@@ -68,7 +69,8 @@ enum miss {
 	MISS_PATH = 2,        /* a path that a rule had to be compared with was not in memory */
 	MISS_RELATIVE = 3,    /* a path that is relative, and a rule asks for an absolute one */
 	MISS_REWRITE = 4,     /* a rewritten call whose result could not be waited for */
-	MISSES = 5,
+	MISS_RETURN = 5,      /* a rewritten call whose return the kernel left out */
+	MISSES = 6,
 };
 
 struct comm {

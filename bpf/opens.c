@@ -10,6 +10,11 @@
  * leave a mark. Structures of the kernel are left alone, but for struct pt_regs: the headers
  * this is compiled with may be those of another kernel.
  *
+ * Linux 7.3 runs the programs at syscall tracepoints and uprobes with preemption on. The former
+ * it leaves out where the same program was preempted on that CPU; it counts that, and user
+ * space asks it. Memory per CPU is shared with whatever else runs there in between: each
+ * program at a tracepoint has its own, those at uprobes have none.
+ *
  * Not seen: calls of 32-bit programs, which the syscall tracepoints leave out on x86
  * (ARCH_TRACE_IGNORE_COMPAT_SYSCALLS), and opens by io_uring, which are no calls.
  */
@@ -41,7 +46,7 @@ BPF_HASH(names, struct comm, u32, 64);
 BPF_ARRAY(wanted, u32, ERRNOS);                 /* by errno: tell of calls that end so */
 BPF_PERCPU_ARRAY(returned, u64, ERRNOS);        /* by errno: how many calls ended so */
 BPF_PERCPU_ARRAY(misses, u64, MISSES);
-BPF_PERCPU_ARRAY(scratch, struct open_event, 1);
+BPF_PERCPU_ARRAY(scratch, struct open_event, CALLS); /* by enum call */
 BPF_TABLE("lru_hash", u32, u32, begun, 16384);  /* threads in a call, by tid */
 BPF_TABLE("lru_hash", u32, u32, refused, 16384); /* threads whose last call was, by tid */
 BPF_RINGBUF_OUTPUT(events, 4096);               /* pages: 16 MiB */
@@ -50,13 +55,12 @@ BPF_RINGBUF_OUTPUT(events, 4096);               /* pages: 16 MiB */
 BPF_HASH(changed, u32, u64, 16384);             /* by tid: what was taken off */
 BPF_TABLE("lru_hash", struct descriptor, u64, ours, 16384);
 BPF_LPM_TRIE(prefixes, struct prefix, u64, 64); /* what to take off below a folder */
-BPF_PERCPU_ARRAY(looked_up, struct prefix, 1);
 
 static __always_inline void miss(u32 why)
 {
 	u64 *count = misses.lookup(&why);
 	if (count)
-		*count += 1;
+		__sync_fetch_and_add(count, 1);
 }
 
 static __always_inline struct settings *settings_if_watched(void)
@@ -115,7 +119,7 @@ int call_enter(struct enter_record *record)
 static __always_inline int call_exit(struct exit_record *record, u32 call)
 {
 	struct settings *set = settings_if_watched();
-	u32 zero = 0, tid = bpf_get_current_pid_tgid(), entered = ENTERED_UNKNOWN;
+	u32 tid = bpf_get_current_pid_tgid(), entered = ENTERED_UNKNOWN;
 	s64 result = record->result;
 	u64 flags, cleared = 0;
 	u64 dirfd, path;
@@ -138,7 +142,7 @@ static __always_inline int call_exit(struct exit_record *record, u32 call)
 		return 0;
 	u64 *count = returned.lookup(&outcome);
 	if (count)
-		*count += 1;
+		__sync_fetch_and_add(count, 1);
 
 	u64 *change = changed.lookup(&tid);
 	if (change) {
@@ -185,7 +189,7 @@ static __always_inline int call_exit(struct exit_record *record, u32 call)
 	if (set->flags && !((flags | cleared) & set->flags))
 		return 0;
 
-	struct open_event *event = scratch.lookup(&zero);
+	struct open_event *event = scratch.lookup(&call);
 	if (!event)
 		return 0;
 	u64 ids = bpf_get_current_pid_tgid();
@@ -224,7 +228,11 @@ static __always_inline u64 remembered(u64 clear)
 {
 	u32 tid = bpf_get_current_pid_tgid();
 
-	if (clear && changed.update(&tid, &clear))
+	if (!clear)
+		return 0;
+	if (changed.lookup(&tid)) /* the return of its last call was left out */
+		miss(MISS_RETURN);
+	if (changed.update(&tid, &clear))
 		miss(MISS_REWRITE);
 	return clear;
 }
@@ -232,26 +240,22 @@ static __always_inline u64 remembered(u64 clear)
 static __always_inline u64 to_clear(u64 flags, const char *path)
 {
 	struct settings *set = settings_if_watched();
-	u32 zero = 0;
 	u64 clear;
 
 	if (!set || !(flags & set->flags) || flags & O_PATH)
 		return 0;
 	clear = set->clear;
 	if (set->by_prefix && flags & set->flags & ~clear) {
-		struct prefix *key = looked_up.lookup(&zero);
-		if (!key)
-			return 0;
-		s64 size = bpf_probe_read_user_str(key->text, PREFIX_SIZE, path);
+		struct prefix key;
+		s64 size = bpf_probe_read_user_str(key.text, PREFIX_SIZE, path);
 		if (size <= 0) {
 			miss(MISS_PATH);
-		} else if (key->text[0] != '/') {
+		} else if (key.text[0] != '/') {
 			miss(MISS_RELATIVE);
 		} else {
-			/* What an earlier path left behind the NUL does no harm: no prefix has one
-			 * but at its end. */
-			key->bits = PREFIX_SIZE * 8;
-			u64 *more = prefixes.lookup(key);
+			/* What is left behind the NUL does no harm: no prefix has one but at its end. */
+			key.bits = PREFIX_SIZE * 8;
+			u64 *more = prefixes.lookup(&key);
 			if (more)
 				clear |= *more;
 		}

@@ -1,5 +1,22 @@
-"""`python -m flagshim`."""
+"""`flagshim`, and `python -m flagshim`."""
 
-from flagshim.cli import main
+import signal
 
-main()
+
+def main() -> None:
+    """Run the command line.
+
+    Until it can say that it was interrupted, ^C is the end without a word, and no traceback.
+    """
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not ignored
+    if ours:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from flagshim import cli  # noqa: PLC0415  (takes most of the time of a start)
+
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

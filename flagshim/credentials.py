@@ -10,7 +10,7 @@ owner is mapped in.
 import os
 from typing import NamedTuple
 
-from flagshim.tracee import root_of
+from flagshim.tracee import read_status, root_of
 
 CAP_FOWNER = 3
 
@@ -48,11 +48,7 @@ def read_credentials(tid: int, mount_namespace: str) -> Credentials:
     Raises:
         OSError: the thread is gone.
     """
-    fd = os.open(f"/proc/{tid}/status", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        status = os.read(fd, 8192)
-    finally:
-        os.close(fd)
+    status = read_status(tid)
     uids = _field(status, b"\nUid:").split()
     root = root_of(tid)
     return Credentials(

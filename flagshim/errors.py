@@ -1,6 +1,7 @@
 """The one kind of error a person sees: what went wrong, and the way out."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 
@@ -13,6 +14,14 @@ EXIT_GATE = 122
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 
+
+LIMITS = "see ulimit -n, ulimit -u and ulimit -v"
+_LIMIT_HINTS = {
+    errno.EMFILE: "see ulimit -n",
+    errno.ENFILE: "see /proc/sys/fs/file-max",
+    errno.EAGAIN: "see ulimit -u, and pids.max of the cgroup",
+    errno.ENOMEM: "see ulimit -v",
+}
 
 Say = Callable[[str], None]
 """How to tell somebody of a trouble, in one line."""
@@ -35,6 +44,16 @@ class FlagshimError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+def hint_for(error: OSError, otherwise: str) -> str:
+    """Return what to do about an error of the kernel's: look at the limit that was reached.
+
+    Args:
+        error: what a call of ours has failed with.
+        otherwise: the hint if it is about no limit.
+    """
+    return _LIMIT_HINTS.get(error.errno or 0, otherwise)
 
 
 def say(text: str) -> None:

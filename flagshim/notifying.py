@@ -12,12 +12,14 @@ from flagshim import descriptors, tracee
 from flagshim.engines.command import Command, User, command_for
 from flagshim.engines.detach import NotServed, become_served
 from flagshim.engines.launch import fork_waiting
+from flagshim.engines.notify.crew import Crew, guards
 from flagshim.engines.notify.guard import Guard
 from flagshim.engines.notify.post import Post, new_post
 from flagshim.engines.policy import Fate, Policy
 from flagshim.engines.stops import Stops
-from flagshim.errors import FlagshimError, Say, say
-from flagshim.linux import set_title, wait_status_of
+from flagshim.errors import LIMITS, FlagshimError, Say, hint_for, say
+from flagshim.linux.pidfds import wait_status_of
+from flagshim.linux.process import set_title
 from flagshim.openflags import bits_of
 from flagshim.posts import Supervision, exit_status_of
 from flagshim.rules import MACHINE, When, flag_bits
@@ -35,11 +37,11 @@ from flagshim.trace.store import Session, take_back
 from flagshim.trace.writer import TraceWriter
 
 ENGINE = "notify"
-_LIMITS = "see ulimit -n, ulimit -u and ulimit -v"
 _END_SECONDS = 5.0
 """How long a command whose filter is gone may take to end altogether."""
 
 
+@guards
 def run_notify(argv: Sequence[str], how: Supervision, user: User | None = None) -> Outcome:
     """Run a command under the notify engine until it and all it started have ended.
 
@@ -68,16 +70,17 @@ def run_notify(argv: Sequence[str], how: Supervision, user: User | None = None) 
             listener = _received(ours)
             if listener is not None:
                 post = new_post(how.policy, listener, child.pid, command.name)
+                crew = Crew(post, _successor(how, session, say))
                 writer = TraceWriter(session, say, how.keep)
-                guard = Guard(post, writer, say, _successor(how, session, say))
-                guard.begin()
+                guard = Guard(post, crew, writer, say)
+                crew.begin()
                 ours.send(b"g")
         except OSError as error:
             ours.close()  # and so it will not begin
             os.waitpid(child.pid, 0)
             _take_back(session, writer)
             raise FlagshimError(
-                f"no supervisor can be started: {error.strerror}", _LIMITS
+                f"no supervisor can be started: {error.strerror}", hint_for(error, LIMITS)
             ) from None
     descriptors.blank(0, 1)  # stderr is for our last line
     descriptors.close(handed_on)
@@ -112,6 +115,7 @@ def become_notify(argv: Sequence[str], how: Supervision, user: User | None = Non
     ours, theirs = socket.socketpair()
     command = _command(argv, how.policy, user, (theirs.fileno(), ours.fileno()))
 
+    @guards
     def serve(pid: int, report: int, start: Callable[[], None]) -> None:
         theirs.detach()  # a helper has let go of all but what it needs
         Stops()
@@ -124,8 +128,9 @@ def become_notify(argv: Sequence[str], how: Supervision, user: User | None = Non
             return
         try:
             post = new_post(how.policy, listener, pid, command.name)
-            guard = Guard(post, writer, say_in_syslog, _successor(how, session, say_in_syslog))
-            guard.begin()
+            crew = Crew(post, _successor(how, session, say_in_syslog))
+            guard = Guard(post, crew, writer, say_in_syslog)
+            crew.begin()
             ours.send(b"g")
         except OSError:
             writer.close(None, began=False)
@@ -201,7 +206,6 @@ def _successor(how: Supervision, session: Session, say: Say) -> Callable[[Post],
     """Return what a supervisor does whose guard was killed: it takes its place."""
 
     def succeed(post: Post) -> None:
-        set_title(f"flagshim: guard of {post.command}")
         tell_user = say
         text = f"the guard died; {os.getpid()} has taken its place, no call was lost"
         if post.lanes.guard_leaves:  # nobody waits for us, nor for the end of our stderr
@@ -209,14 +213,16 @@ def _successor(how: Supervision, session: Session, say: Say) -> Callable[[Post],
             descriptors.blank(2)
             tell_user = say_in_syslog
             text = f"run was asked to end; {os.getpid()} serves what CMD has left running"
+        crew = Crew(post, succeed)
+        with contextlib.suppress(OSError):  # no process to be had just now: it tries again
+            crew.begin()  # before all that takes longer: nobody receives calls now
+        set_title(f"flagshim: guard of {post.command}")
         writer = TraceWriter(session, tell_user, how.keep, without=True)
         writer.complain(text)
         tell_user(text)
-        guard = Guard(post, writer, tell_user, succeed)
-        with contextlib.suppress(OSError):  # no process to be had just now: it tries again
-            guard.begin()
-        guard.run()
+        Guard(post, crew, writer, tell_user).run()
         command = post.confined.command
-        writer.close(None if command else os.waitstatus_to_exitcode(post.confined.status))
+        status = None if command else os.waitstatus_to_exitcode(post.confined.status)
+        writer.close(status, calls=post.lanes.taken)
 
     return succeed

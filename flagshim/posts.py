@@ -12,8 +12,8 @@ from flagshim.engines.policy import Fate, Policy
 from flagshim.engines.ptrace import PtraceEngine
 from flagshim.engines.roster import Roster
 from flagshim.engines.stops import Stops
-from flagshim.errors import FlagshimError, Say
-from flagshim.linux import set_title
+from flagshim.errors import LIMITS, FlagshimError, Say, hint_for
+from flagshim.linux.process import set_title
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.events import text_or_bytes
 from flagshim.trace.store import Session, take_back
@@ -94,7 +94,7 @@ def take_post(how: Supervision, session: Session, say: Say) -> Post:
             guard.dismiss()
         take_back(session)
         raise FlagshimError(
-            f"cannot start a process of our own: {error.strerror}", "see ulimit -u and ulimit -n"
+            f"cannot start a process of our own: {error.strerror}", hint_for(error, LIMITS)
         ) from None
 
 

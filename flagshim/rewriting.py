@@ -24,6 +24,7 @@ from flagshim.session import (
     begin,
     check_command,
     outcome_of,
+    say_served,
     uid_of,
 )
 from flagshim.trace.writer import TraceWriter
@@ -65,7 +66,7 @@ def attach_bpf(pid: int, how: Supervision, seconds: float | None) -> Outcome:
         except FlagshimError:
             writer.close(None, began=False)
             raise
-        say(f"PID {pid} is served from now on, until ^C")
+        say_served(pid, seconds)
         pump = Pump(rewriter, Translator(how.policy.rules), writer)
         wait_until_told(pump, stops, seconds, rewriter.any_alive)
         rewriter.release()

@@ -25,7 +25,8 @@ try:
     import pyseccomp
 except (OSError, RuntimeError) as error:
     raise FlagshimError(
-        f"libseccomp cannot be loaded: {error}", "install it (Debian: libseccomp2)"
+        f"libseccomp cannot be loaded: {error}",
+        "install it (Debian: libseccomp2); if it is there, see ulimit -n and ulimit -u",
     ) from None
 
 COOKIE = 0xF1A0

@@ -19,7 +19,7 @@ from flagshim.engines.injection import check_injectable, inject_filter
 from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.engines.stops import Stops
 from flagshim.errors import FlagshimError, say
-from flagshim.linux import set_name
+from flagshim.linux.process import set_name
 from flagshim.posts import Supervision, exit_status_of, take_post
 from flagshim.rules import MACHINE, Rule
 from flagshim.status import tell
@@ -38,6 +38,8 @@ class Outcome:
     cleared: int
     still_refused: int
     """Calls that failed even without the flag."""
+    not_rescued: int
+    """Calls that the notify engine left to the kernel, which refused or may have refused them."""
     lost: int
     """Events that are not in the trace."""
     trouble: str
@@ -131,9 +133,7 @@ def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
     writer = TraceWriter(session, say, how.keep)
     engine = AttachEngine(how.policy, writer)
     try:
-        engine.run(
-            target, seconds, stops, lambda: say(f"PID {pid} is served from now on, until ^C")
-        )
+        engine.run(target, seconds, stops, lambda: say_served(pid, seconds))
     except FlagshimError:
         writer.close(None, began=False)
         raise
@@ -193,9 +193,15 @@ def attach_for_good(pid: int, how: Supervision) -> int:
         raise
 
 
+def say_served(pid: int, seconds: float | None) -> None:
+    """Tell from when on a process that runs already is served, and how long."""
+    end = "until ^C" if seconds is None else f"for {seconds:g} s or until ^C"
+    say(f"PID {pid} is served from now on, {end}")
+
+
 def outcome_of(exit_status: int, writer: TraceWriter, session: Session) -> Outcome:
     """Sum up what a writer, closed by now, was given."""
-    counts = (writer.seen, writer.cleared, writer.still_refused, writer.lost)
+    counts = (writer.seen, writer.cleared, writer.still_refused, writer.not_rescued, writer.lost)
     return Outcome(exit_status, *counts, writer.trouble, session.id)
 
 

@@ -7,9 +7,11 @@ bytes, because a tracee chooses them.
 
 import os
 
-from flagshim.linux import AT_FDCWD, owner, owner_if_cached, read_memory, write_memory
+from flagshim.linux.files import AT_FDCWD, owner, owner_if_cached
+from flagshim.linux.memory import read_memory, write_memory
 
 PATH_MAX = 4096
+_STATUS_SIZE = 8192
 _FIRST_READ = 256  # almost every path is shorter, and one call reads it
 
 
@@ -74,13 +76,22 @@ def try_write(tid: int, address: int, data: bytes) -> bool:
     return True
 
 
+def executable(tid: int) -> bytes:
+    """Return the path of the thread's executable, or its comm where that is hidden."""
+    try:
+        return os.readlink(b"/proc/%d/exe" % tid)
+    except OSError:
+        return comm(tid)
+
+
 def program_name(tid: int) -> bytes:
     """Return the base name of the thread's executable, or its comm where that is hidden."""
-    try:
-        return os.path.basename(os.readlink(b"/proc/%d/exe" % tid)).removesuffix(b" (deleted)")
-    except OSError:
-        pass
-    return comm(tid)
+    return name_of(executable(tid))
+
+
+def name_of(executable: bytes) -> bytes:
+    """Return what a program is called whose executable has a path."""
+    return os.path.basename(executable).removesuffix(b" (deleted)")
 
 
 def names(tid: int) -> set[bytes]:
@@ -98,6 +109,25 @@ def comm(tid: int) -> bytes:
             return file.read().rstrip(b"\n")
     except OSError:
         return b"?"
+
+
+def read_status(tid: int) -> bytes:
+    """Return proc(5), status of a thread, up to its capabilities at least.
+
+    Raises:
+        OSError: the thread is gone.
+    """
+    fd = os.open(f"/proc/{tid}/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = os.read(fd, _STATUS_SIZE)
+        while b"\nCapBnd:" not in status:  # up to 65,536 groups come before
+            more = os.read(fd, _STATUS_SIZE)
+            if not more:
+                break
+            status += more
+        return status
+    finally:
+        os.close(fd)
 
 
 def tracer_of(tid: int) -> int:

@@ -42,7 +42,7 @@ class Watched:
     seconds: float
     """How long."""
     misses: Counter[str]
-    """By the names of `records.MISSES`."""
+    """By the names of `records.MISSES` and `records.SKIPPED`."""
     exit_status: int | None = None
     """Of CMD; minus the signal that ended it."""
 

@@ -4,12 +4,15 @@ import os
 import select
 import sqlite3
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+T = TypeVar("T")
 HANGS = 300.0
 """Seconds after which something is taken to hang. A test of 7 seconds took 37 where twenty
 processes wanted two CPUs."""
@@ -29,6 +32,15 @@ def require(name: str, reason: str | None) -> None:
     if name in required or "all" in required:
         pytest.fail(f"{name} is required here: {reason}")
     pytest.skip(f"{name}: {reason}")
+
+
+def wait_until(condition: Callable[[], T]) -> T:
+    """Wait for something that is to happen soon; return what it was."""
+    deadline = time.monotonic() + HANGS
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+    return found
 
 
 def flagshim_command() -> list[str]:

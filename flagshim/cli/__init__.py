@@ -7,7 +7,7 @@ import click
 
 from flagshim import __version__, descriptors, status
 from flagshim.cli.output import discard_output
-from flagshim.errors import EXIT_FAILURE, FlagshimError, say
+from flagshim.errors import EXIT_FAILURE, FlagshimError, hint_for, say
 
 _COMMANDS = (
     "run", "exec", "wrap", "attach", "watch", "diagnose", "report", "baseline", "merge", "export",
@@ -74,7 +74,7 @@ def _main() -> int:
         return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{where}{error.strerror}; see flagshim doctor")
+        return _complain(f"{where}{error.strerror}; {hint_for(error, 'see flagshim doctor')}")
     except Exception as error:  # ours, then: a traceback would help nobody at night
         return _complain(f"{type(error).__name__}: {error}; a bug of flagshim, please report it")
     return result if isinstance(result, int) else 0

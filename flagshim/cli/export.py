@@ -30,7 +30,7 @@ def export(trace: Path | None, file: Path | None, endpoint: str | None) -> int:
     headers, certificates and compression are taken from the OTEL_EXPORTER_OTLP_... variables.
     """
     if file is None and endpoint is None:
-        raise FlagshimError("where to?", "give --parquet FILE or --otlp URL")
+        raise FlagshimError("nowhere to export to", "give --parquet FILE or --otlp URL")
     source = trace or latest_trace(state_directory())
     if file is not None:
         parquet = _module("parquet")

@@ -116,6 +116,8 @@ def sum_up(outcome: Outcome, trace: Path) -> None:
     parts = [f"{outcome.cleared} of {outcome.seen} {noun} rewritten"]
     if outcome.still_refused:
         parts.append(f"{outcome.still_refused} failed all the same")
+    if outcome.not_rescued:
+        parts.append(f"{outcome.not_rescued} not rescued")
     if outcome.lost:
         parts.append(f"{outcome.lost} not in the trace ({outcome.trouble})")
     say(f"{', '.join(parts)}; see: {report_on(trace)}")

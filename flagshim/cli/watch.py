@@ -85,6 +85,8 @@ def watch(
     said = f"{result.returned.total()} {noun}, {failed} failed, {result.told} told of"
     if result.lost:
         said += f", {result.lost} more were lost: flagshim did not keep up"
+    if skipped := result.misses["call"]:
+        said += f", the kernel left out {skipped} calls of any process"
     if trace is not None:
         if result.not_stored > result.lost:
             said += f", {result.not_stored - result.lost} not in the trace ({result.trouble})"

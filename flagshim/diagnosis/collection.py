@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from flagshim import tracee
 from flagshim.diagnosis.causes import Cause, Explanation, Sureness, explain
 from flagshim.diagnosis.evidence import Evidence, Look, from_event
-from flagshim.linux import AT_FDCWD
+from flagshim.linux.files import AT_FDCWD
 from flagshim.openflags import bits_of
 from flagshim.rules import MACHINE
 from flagshim.trace.events import Decision, OpenEvent, Reason

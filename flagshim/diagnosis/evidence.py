@@ -6,7 +6,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from flagshim import tracee
-from flagshim.linux import Inode, inode_of
+from flagshim.linux.files import Inode, inode_of
 from flagshim.trace.events import OpenEvent, Reason
 
 _CAP_DAC_READ_SEARCH, _CAP_FOWNER = 2, 3  # capabilities(7)
@@ -98,7 +98,9 @@ def from_event(event: OpenEvent, began: bool | None, look: Look) -> Evidence:
         return Evidence(event, began)
     who = _who(event.tid) if look is Look.ALL else None
     inode, is_folder = _inode(event, alive=who is not None)
-    mount = _mount(event.tid if who else "self", inode.mount_id) if inode else None
+    mount = None
+    if inode:
+        mount = (who and _mount(event.tid, inode.mount_id)) or _mount("self", inode.mount_id)
     is_fuse = mount is not None and mount.kind.partition(".")[0] == "fuse"
     servers = fuse_servers(inode.device_minor) if inode and is_fuse else ()
     return Evidence(event, began, who, inode, is_folder, mount, servers)
@@ -159,7 +161,14 @@ def _inode(event: OpenEvent, alive: bool) -> tuple[Inode | None, bool]:
     path = os.fsencode(name)
     if not path.startswith(b"/"):
         return None, False
-    root = b"/proc/%d/root" % event.tid if alive and tracee.root_of(event.tid) == b"/" else b""
+    if alive and tracee.root_of(event.tid) == b"/":
+        found = _inode_at(event, path, b"/proc/%d/root" % event.tid)
+        if found[0] is not None or not tracee.has_ended(event.tid):
+            return found
+    return _inode_at(event, path, b"")
+
+
+def _inode_at(event: OpenEvent, path: bytes, root: bytes) -> tuple[Inode | None, bool]:
     follow = not event.flags_before & _O_NOFOLLOW
     try:
         return inode_of(root + path, follow), False

@@ -49,6 +49,8 @@ class _Shown:
         unseen = list(_NEVER)
         if watched.lost:
             unseen.insert(0, f"{watched.lost} EPERMs that came faster than they could be told of")
+        if watched.misses["call"]:
+            unseen.insert(0, f"{watched.misses['call']} calls of any process, left out by BPF")
         if watched.misses["child"]:
             unseen.insert(0, f"{watched.misses['child']} processes, too many at a time")
         return self.collection, Scope(

@@ -24,7 +24,7 @@ from flagshim.engines.stops import Stops
 from flagshim.engines.threads import Thread
 from flagshim.engines.tracer import SYSCALL_STOP, Tracer
 from flagshim.errors import FlagshimError
-from flagshim.linux import (
+from flagshim.linux.ptrace import (
     PTRACE_EVENT_STOP,
     SYSCALL_ENTRY,
     WAIT_TRACEES,

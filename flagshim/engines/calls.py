@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from flagshim import tracee
 from flagshim.engines.sink import BlindSpots
-from flagshim.linux import AT_FDCWD, read_memory
+from flagshim.linux.files import AT_FDCWD
+from flagshim.linux.memory import read_memory
 from flagshim.openflags import access_mode
 from flagshim.rules import Rule, Verdict, decide, flag_bits, fold_path
 from flagshim.syscalls import (
@@ -100,7 +101,8 @@ class Process:
     """What the threads of a thread group have in common."""
 
     pid: int
-    program: bytes
+    program: str | bytes
+    """Its name; bytes where that is not UTF-8."""
     rules: Sequence[Rule]
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     """By flags, where no rule asks for the path."""
@@ -117,7 +119,7 @@ class CallReader:
     def process(self, pid: int, program: bytes) -> Process:
         """Return a thread group that runs a program, with the rules that are for it."""
         rules = [rule for rule in self._rules if rule.matches_program(program)]
-        return Process(pid, program, rules)
+        return Process(pid, text_or_bytes(program), rules)
 
     def read(
         self,
@@ -217,7 +219,7 @@ class CallReader:
         return flags, mode, resolve
 
     def _blind_spot(self, process: Process, kind: str) -> None:
-        self._sink.blind_spot(kind, text_or_bytes(process.program))
+        self._sink.blind_spot(kind, process.program)
 
 
 def event_of(
@@ -264,7 +266,7 @@ def event_of(
         call.time_ns,
         tid,
         process.pid,
-        text_or_bytes(process.program),
+        process.program,
         call.arguments.syscall,
         call.abi.name,
         None if call.path is None else text_or_bytes(call.path),

@@ -9,7 +9,7 @@ from functools import partial
 
 from flagshim import tracee
 from flagshim.engines.registers import poke_argument
-from flagshim.linux import read_memory
+from flagshim.linux.memory import read_memory
 from flagshim.syscalls import CLONE_UNTRACED, Abi, Kind
 
 _FLAGS_SIZE = 8

@@ -11,13 +11,9 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from flagshim import descriptors
-from flagshim.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, FlagshimError
-from flagshim.linux import (
-    execvpe,
-    install_seccomp_filter,
-    install_seccomp_listener,
-    set_no_new_privs,
-)
+from flagshim.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, LIMITS, FlagshimError
+from flagshim.linux.filters import install_seccomp_filter, install_seccomp_listener
+from flagshim.linux.process import execvpe, set_no_new_privs
 
 REPORT = struct.Struct("=BI")
 """What is left of a process that could not become CMD: stage and errno."""
@@ -139,9 +135,7 @@ class Command:
         """Say why CMD did not start."""
         cause = os.strerror(reason.number)
         if reason.stage == _FILTER and reason.number == errno.ECANCELED:
-            return FlagshimError(
-                "no supervisor can be started", "see ulimit -n, ulimit -u and ulimit -v"
-            )
+            return FlagshimError("no supervisor can be started", LIMITS)
         if reason.stage == _FILTER and reason.number == errno.EBUSY:
             return FlagshimError(
                 "a filter we are under has a listener already (a container runtime's?)",

@@ -13,14 +13,14 @@ from typing import NoReturn
 from flagshim import descriptors, tracee
 from flagshim.engines.command import REPORT, Command, NotStarted
 from flagshim.errors import FlagshimError, Say
-from flagshim.linux import (
+from flagshim.linux.process import (
     allow_any_tracer,
     is_child_subreaper,
-    ptrace_seize,
     set_child_subreaper,
     set_name,
     set_title,
 )
+from flagshim.linux.ptrace import ptrace_seize
 
 _READY = b"ready "
 

@@ -16,7 +16,8 @@ from flagshim.engines.roster import Roster
 from flagshim.engines.seizing import descendants, seize_process
 from flagshim.engines.stops import WAITED
 from flagshim.errors import Say
-from flagshim.linux import SURVIVOR_OPTIONS, set_name, set_title
+from flagshim.linux.process import set_name, set_title
+from flagshim.linux.ptrace import SURVIVOR_OPTIONS
 from flagshim.rules import Exemption
 from flagshim.status import listeners
 

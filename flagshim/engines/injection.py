@@ -15,7 +15,8 @@ from flagshim import tracee
 from flagshim.engines.restarts import result_to_restart
 from flagshim.engines.tracer import SYSCALL_STOP
 from flagshim.errors import FlagshimError
-from flagshim.linux import (
+from flagshim.linux.memory import read_memory
+from flagshim.linux.ptrace import (
     PTRACE_EVENT_STOP,
     WAIT_TRACEES,
     get_registers,
@@ -25,7 +26,6 @@ from flagshim.linux import (
     ptrace_exit_info,
     ptrace_interrupt,
     ptrace_syscall,
-    read_memory,
     set_registers,
     set_signal_mask,
 )

@@ -5,7 +5,7 @@ import os
 from flagshim import tracee
 from flagshim.engines.command import REPORT, Command, NotStarted
 from flagshim.errors import FlagshimError
-from flagshim.linux import ptrace_seize
+from flagshim.linux.ptrace import ptrace_seize
 
 
 class Child:

@@ -11,7 +11,7 @@ from flagshim.engines.clones import keep_traced
 from flagshim.engines.registers import INSTRUCTION_POINTER, NUMBER, RESULT, poke_argument
 from flagshim.engines.sink import Sink
 from flagshim.engines.threads import Thread
-from flagshim.linux import (
+from flagshim.linux.ptrace import (
     SyscallEntry,
     ptrace_entry_info,
     ptrace_exit_info,
@@ -29,7 +29,7 @@ from flagshim.syscalls import (
     X32_BIT,
     Kind,
 )
-from flagshim.trace.events import OpenEvent, text_or_bytes
+from flagshim.trace.events import OpenEvent
 
 _ERESTARTSYS, _ERESTART_RESTARTBLOCK = 512, 516  # include/linux/errno.h
 _OWN_PROC = (b"/proc/", b"/dev/fd/", b"/dev/std")
@@ -333,7 +333,7 @@ class OpenHandler:
         return thread.process
 
     def _blind_spot(self, thread: Thread, kind: str) -> None:
-        self._sink.blind_spot(kind, text_or_bytes(self._process(thread).program))
+        self._sink.blind_spot(kind, self._process(thread).program)
 
 
 def refuse(tid: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flagshim.linux import SURVIVOR_OPTIONS, TRACE_OPTIONS
+from flagshim.linux.ptrace import SURVIVOR_OPTIONS, TRACE_OPTIONS
 from flagshim.rules import NONE_EXEMPT, Exemption, Rule
 
 

@@ -17,7 +17,7 @@ from flagshim.engines.sink import Sink
 from flagshim.engines.stops import Stops
 from flagshim.engines.threads import Thread
 from flagshim.engines.tracer import Tracer
-from flagshim.linux import ptrace_signal_sender
+from flagshim.linux.ptrace import ptrace_signal_sender
 from flagshim.openflags import bits_of
 from flagshim.rules import MACHINE, flag_bits
 from flagshim.seccomp import build_filter

@@ -2,7 +2,7 @@
 
 from ptrace.binding.linux_struct import user_regs_struct
 
-from flagshim.linux import ptrace_poke_user
+from flagshim.linux.ptrace import ptrace_poke_user
 from flagshim.syscalls import Abi
 
 _OFFSET = {name: getattr(user_regs_struct, name).offset for name, _ in user_regs_struct._fields_}

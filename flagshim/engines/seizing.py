@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from flagshim import tracee
-from flagshim.linux import ptrace_seize
+from flagshim.linux.ptrace import ptrace_seize
 
 _ROUNDS = 1009
 """How often the list of threads is read at most until it has no new ones."""

@@ -5,7 +5,7 @@ import signal
 import time
 
 from flagshim.engines.forwarding import FORWARDED
-from flagshim.linux import WAIT_TRACEES
+from flagshim.linux.ptrace import WAIT_TRACEES
 
 TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 

@@ -16,7 +16,7 @@ from flagshim.engines.roster import Roster
 from flagshim.engines.sink import Sink
 from flagshim.engines.stops import Stops
 from flagshim.engines.threads import Thread
-from flagshim.linux import (
+from flagshim.linux.ptrace import (
     PTRACE_EVENT_EXEC,
     PTRACE_EVENT_EXIT,
     PTRACE_EVENT_SECCOMP,
@@ -183,17 +183,22 @@ class Tracer:
         It then has the leader's ID, and its former one never reports an end (ptrace(2)).
         """
         tid = thread.tid
-        former = self.remove(ptrace_event_message(tid)) or thread
+        former = self.threads.get(ptrace_event_message(tid), thread)
         for gone in (thread, former):
             self.handler.gone(gone)
         self.handler.process_gone(tid)
-        if self._exemption.programs and self._exemption.covers(tracee.names(tid)):
+        exempt = self._exemption.programs and self._exemption.covers(tracee.names(tid))
+        if exempt:
             self.sink.blind_spot("exempt", text_or_bytes(tracee.program_name(tid)))
             self.remove(tid)
+        else:
+            self.add(tid)  # before the former goes: a guard that finds neither would serve nobody
+        if former is not thread:
+            self.remove(former.tid)
+        if exempt:
             ptrace_detach(tid)
-            return
-        self.add(tid)
-        self.resume(tid)
+        else:
+            self.resume(tid)
 
     def _exiting(self, tid: int) -> None:
         """Let go of a thread right before it ends, so that its parent hears of that at once.

@@ -6,7 +6,8 @@ import platform
 import signal
 import struct
 
-from flagshim.linux import AT_FDCWD, raw_syscall
+from flagshim.linux.files import AT_FDCWD
+from flagshim.linux.libc import raw_syscall
 from flagshim.probes.finding import Answer, limited, probe, works
 from flagshim.probes.trial import child_status
 

@@ -5,7 +5,8 @@ import os
 import struct
 
 from flagshim.errors import FlagshimError
-from flagshim.linux import install_seccomp_filter, libseccomp_version, set_no_new_privs
+from flagshim.linux.filters import install_seccomp_filter, libseccomp_version
+from flagshim.linux.process import set_no_new_privs
 from flagshim.openflags import bits_of
 from flagshim.probes.finding import Answer, limited, no, probe, works
 from flagshim.probes.tracing import status_field

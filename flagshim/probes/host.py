@@ -11,7 +11,7 @@ import subprocess
 from ptrace.binding.linux_struct import user_regs_struct
 
 from flagshim import __version__
-from flagshim.linux import libseccomp_version
+from flagshim.linux.filters import libseccomp_version
 from flagshim.openflags import known_machine
 from flagshim.probes.finding import Answer, limited, no, probe, works
 

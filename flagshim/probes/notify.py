@@ -5,14 +5,12 @@ import os
 import socket
 
 from flagshim import tracee
-from flagshim.errors import FlagshimError
-from flagshim.linux import (
-    address_of,
-    duplicate_of,
-    install_seccomp_listener,
-    open_thread,
-    set_no_new_privs,
-)
+from flagshim.errors import FlagshimError, hint_for
+from flagshim.linux.files import AT_FDCWD, RESOLVE_NO_MAGICLINKS, openat2
+from flagshim.linux.filters import install_seccomp_listener
+from flagshim.linux.libc import address_of
+from flagshim.linux.pidfds import duplicate_of, open_thread
+from flagshim.linux.process import set_no_new_privs
 from flagshim.openflags import bits_of
 from flagshim.probes.finding import Answer, limited, probe, works
 from flagshim.probes.trial import child_status, end
@@ -20,7 +18,8 @@ from flagshim.rules import BUILT_IN, MACHINE, flag_bits
 
 _USE_PTRACE = "use --engine ptrace, which needs none of it"
 _PATH = b"/proc"
-_FOREIGN, _DESCRIPTOR, _HANDED = 201, 202, 203
+_FORBIDDEN = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL)
+_FOREIGN, _DESCRIPTOR, _HANDED, _LOOKUP = 201, 202, 203, 204
 """Stages at which the one that answers may fail, beyond any errno."""
 
 
@@ -89,9 +88,13 @@ def _answer(listener_fd: int) -> int:
             return _FOREIGN
         try:
             os.close(duplicate_of(open_thread(call.tid), 0))
+        except OSError as error:
+            return _DESCRIPTOR if error.errno in _FORBIDDEN else error.errno or _DESCRIPTOR
+        try:
+            os.close(openat2(AT_FDCWD, _PATH, os.O_PATH, 0, RESOLVE_NO_MAGICLINKS))
         except OSError:
-            return _DESCRIPTOR
-        listener.succeed(call.id, listener.give(call.id, os.open("/", os.O_RDONLY), 0))
+            return _LOOKUP
+        listener.answer(call.id, listener.give(call.id, os.open("/", os.O_RDONLY), 0))
     except OSError as error:
         return error.errno or _HANDED
     return 0
@@ -111,7 +114,11 @@ def _not_answered(stage: int) -> Answer:
     if stage == _FOREIGN:
         cause = "a process may not read the memory of one that it did not start (Yama?)"
         return limited(cause, "run flagshim as root, or use --engine ptrace")
+    if stage == _LOOKUP:
+        cause = "openat2(2) is forbidden: a filter that we are under (another flagshim's?)"
+        return limited(cause, _USE_PTRACE)
     if stage == _DESCRIPTOR:
         return limited("descriptors of other processes cannot be had: pidfd_getfd(2)", _USE_PTRACE)
     cause = os.strerror(stage) if 0 < stage < _FOREIGN else f"stage {stage}"
-    return limited(f"a held call cannot be answered: {cause}", _USE_PTRACE)
+    hint = hint_for(OSError(stage, cause), _USE_PTRACE)
+    return limited(f"a held call cannot be answered: {cause}", hint)

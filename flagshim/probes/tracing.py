@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-from flagshim.linux import (
+from flagshim.linux.ptrace import (
     PTRACE_O_EXITKILL,
     TRACE_OPTIONS,
     WALL,

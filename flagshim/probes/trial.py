@@ -6,9 +6,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
-from flagshim.linux import is_child_subreaper, ptrace_cont, set_child_subreaper
+from flagshim.errors import LIMITS, hint_for
+from flagshim.linux.process import is_child_subreaper, set_child_subreaper
+from flagshim.linux.ptrace import ptrace_cont
 
 SECONDS = 10.0
 """How long a trial may take."""
@@ -93,7 +95,7 @@ def _start(look: Callable[[], list[str]], answer: int) -> int:
     except OSError as error:
         raise TrialError(
             f"no child can be started: {error.strerror}",
-            "see ulimit -u, and pids.max of the cgroup",
+            hint_for(error, LIMITS),
         ) from None
     if pid == 0:
         _try(look, answer)
@@ -122,22 +124,38 @@ def _try(look: Callable[[], list[str]], answer: int) -> NoReturn:
 @contextlib.contextmanager
 def _responsible() -> Iterator[None]:
     """Have all that comes of a child wait to be reaped by us, and nothing end us before that."""
-    former = {}
+    former: dict[int, Any] = {}
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         former[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            former[number] = signal.signal(number, signal.default_int_handler)
+    for fatal in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(fatal) is signal.SIG_DFL:
+            former[fatal] = signal.signal(fatal, _end_us)
     subreaper = is_child_subreaper()
     with contextlib.suppress(OSError):
         set_child_subreaper(True)
+    ended_by: int | None = None
     try:
         yield
+    except _EndedBy as signalled:
+        ended_by = signalled.number
     finally:
         with contextlib.suppress(OSError):
             set_child_subreaper(subreaper)
         for number, handler in former.items():
             signal.signal(number, handler)
+        if ended_by is not None:
+            signal.raise_signal(ended_by)
+
+
+class _EndedBy(BaseException):
+    """A signal that is our end, once nothing is left behind."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _end_us(number: int, _: object) -> NoReturn:
+    raise _EndedBy(number)
 
 
 def _has_ended(pid: int, seconds: float) -> bool:

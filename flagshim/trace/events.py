@@ -50,6 +50,10 @@ class Reason(StrEnum):
     not: the kernel made the call as asked."""
 
 
+NOT_RESCUED = "not rescued: "
+"""How such a reason begins."""
+
+
 class OpenEvent(NamedTuple):
     """One call that carried open flags a rule is about, after it was finished.
 

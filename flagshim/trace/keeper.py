@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from flagshim import descriptors
 from flagshim.errors import Say
-from flagshim.linux import set_name, set_title
+from flagshim.linux.process import set_name, set_title
 from flagshim.status import listeners
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.store import Batch, BlindSpot, Session, TraceFile
@@ -85,6 +85,7 @@ class _Keeper:
         self._ended = False
         self._began = True
         self._exit_status: int | None = None
+        self._calls: int | None = None
 
     def run(self, pipe: int) -> None:
         """Take messages until the supervisor is done or gone."""
@@ -125,8 +126,9 @@ class _Keeper:
                 self._blind_spots += spots
                 self._troubles += troubles
                 self._dirty = True
-            case ("end", int() | None as exit_status, bool(began)):
+            case ("end", int() | None as exit_status, bool(began), int() | None as calls):
                 self._ended, self._exit_status, self._began = True, exit_status, began
+                self._calls = calls
 
     def _write(self) -> None:
         if not self._dirty:
@@ -185,6 +187,8 @@ class _Keeper:
             self._trace.append(self._session.id, Batch(troubles=[trouble]))
             return
         if self._began:
+            if self._calls is not None:
+                self._trace.lose_what_is_missing(self._session.id, self._calls)
             self._trace.end_session(self._session.id, self._exit_status)
         else:
             self._trace.remove_session(self._session)

@@ -153,6 +153,25 @@ class TraceFile:
                 ((session_id, *trouble) for trouble in batch.troubles),
             )
 
+    def lose_what_is_missing(self, session_id: int, calls: int) -> None:
+        """Count as lost what writers of a session, who were killed, have not written.
+
+        Args:
+            session_id: the session, all of whose events are written that will be.
+            calls: how many were looked at.
+        """
+        with self._transaction() as db:
+            (there,) = db.execute(
+                "SELECT (SELECT count(*) FROM event WHERE session_id = :id)"
+                " + (SELECT coalesce(sum(opens), 0) FROM dropped WHERE session_id = :id)",
+                {"id": session_id},
+            ).fetchone()
+            db.execute(
+                "UPDATE session SET lost = max(lost, :calls - :there),"
+                " seen = :there + max(lost, :calls - :there) WHERE id = :id",
+                {"id": session_id, "calls": calls, "there": there},
+            )
+
     def shorten(self, bound: Bound, slack: int = 0) -> None:
         """Turn the oldest events of the trace into counts by path, as far as `bound` asks.
 

@@ -12,7 +12,7 @@ from collections import Counter
 
 from flagshim.errors import Say
 from flagshim.trace.bounds import EVERYTHING, Bound
-from flagshim.trace.events import Decision, OpenEvent
+from flagshim.trace.events import NOT_RESCUED, Decision, OpenEvent
 from flagshim.trace.keeper import HEADER, keep
 from flagshim.trace.store import Batch, Session, TraceFile
 
@@ -56,9 +56,10 @@ class TraceWriter:
         self.lost = 0
         self.still_refused = 0
         """Cleared, and failed all the same."""
+        self.not_rescued = 0
+        """Left to the kernel, which refused or may have refused them."""
         self.trouble = ""
         """What kept events from the trace, once `close` has returned."""
-        self._told_seen = 0
         self._told_lost = 0
         self._lost_because = ""
         self._blind_spots: Counter[tuple[str, str | bytes]] = Counter()
@@ -94,6 +95,8 @@ class TraceWriter:
             self.cleared += 1
             if event.errno is not None:
                 self.still_refused += 1
+        elif event.reason.startswith(NOT_RESCUED):
+            self.not_rescued += 1
         if len(self._events) >= _HELD_MAX or self._broken:
             self.lost += 1
             return
@@ -134,25 +137,28 @@ class TraceWriter:
             batch = self._events[:_FLUSH_EVENTS]
             del self._events[:_FLUSH_EVENTS]
             spots = [(kind, name, n) for (kind, name), n in self._blind_spots.items()]
-            seen, lost = self.seen - self._told_seen, self.lost - self._told_lost
-            self._told_seen, self._told_lost = self.seen, self.lost
-            self._post(("events", batch, seen, lost, spots, self._troubles))
+            lost = self.lost - self._told_lost
+            self._told_lost = self.lost
+            # What is still held is told with its events: we may be killed before that.
+            self._post(("events", batch, len(batch) + lost, lost, spots, self._troubles))
             self._blind_spots.clear()
             self._troubles = []
         return False
 
     # --- the end ------------------------------------------------------------------------
 
-    def close(self, exit_status: int | None, began: bool = True) -> None:
+    def close(self, exit_status: int | None, began: bool = True, calls: int | None = None) -> None:
         """Hand on the rest, end the session, and wait until the keeper has written it.
 
         Args:
             exit_status: of CMD, negative for a fatal signal; None if it goes on without us.
             began: False takes the session back: CMD was never started.
+            calls: how many were looked at in the whole session, where a former writer of it was
+                killed; what is missing is lost.
         """
         os.set_blocking(self._pipe, True)
         self.flush()
-        self._post(("end", exit_status, began))
+        self._post(("end", exit_status, began, calls))
         self._send()
         os.close(self._pipe)
         with open(self._reply, "rb") as reply:
@@ -164,18 +170,21 @@ class TraceWriter:
             self.lost, self.trouble = marshal.loads(answer)
             self.trouble = self.trouble or self._lost_because
         else:
-            self._mend(exit_status)
+            self._mend(exit_status, calls)
 
-    def _mend(self, exit_status: int | None) -> None:
-        """Say in the trace what its keeper, killed, could not."""
+    def _mend(self, exit_status: int | None, calls: int | None) -> None:
+        """Say in the trace what its keeper, killed or never there, could not."""
         self.lost, self.trouble = self.seen, "the process that writes it was killed"
+        if self.keeper_pid < 0:
+            self.trouble = "no process could be started that writes it"
         with contextlib.suppress(sqlite3.Error, OSError):
             trace = TraceFile(self._session.trace)
-            told, lost = trace.counts(self._session.id)
-            missing = max(0, self.seen - told)
-            self.lost = lost + missing
-            now = time.time_ns()
-            trace.append(self._session.id, Batch((), missing, missing, (), [(now, self.trouble)]))
+            if calls is None:
+                told, _ = trace.counts(self._session.id)  # by us and by former writers
+                calls = told + self.seen if self.keeper_pid < 0 else max(told, self.seen)
+            trace.append(self._session.id, Batch(troubles=[(time.time_ns(), self.trouble)]))
+            trace.lose_what_is_missing(self._session.id, calls)
+            _, self.lost = trace.counts(self._session.id)
             trace.end_session(self._session.id, exit_status)
             trace.leave_one_file()
             trace.close()

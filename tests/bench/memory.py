@@ -1,6 +1,5 @@
 """Memory of whoever supervises, while it has opens to answer and after the last of them."""
 
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,12 +14,24 @@ _INTERVAL = 0.02
 _AFTERWARDS = 0.5
 """Seconds to go on looking after the last open, while the trace is still being written."""
 
-_PROCESSES = {
-    Contestant.FLAGSHIM: ("supervisor", "trace keeper"),
-    Contestant.NOTIFY: ("guard", "trace keeper", "supervisor", "supervisor in reserve"),
-    Contestant.STRACE_BPF: ("strace",),
+_FIRST = {
+    Contestant.FLAGSHIM: "supervisor",
+    Contestant.NOTIFY: "guard",
+    Contestant.STRACE_BPF: "strace",
 }
-"""What each consists of, in the order they are started."""
+"""What the process is that was started."""
+_TITLES = {
+    "keeper of": ("trace keeper",),
+    "supervisor of": ("supervisor", "supervisor in reserve"),
+    "idle poller of": ("idle poller",),
+}
+"""What its children are that have a title of flagshim's, in the order they are started."""
+_ALWAYS = {
+    Contestant.FLAGSHIM: {"supervisor", "trace keeper"},
+    Contestant.NOTIFY: {"guard", "trace keeper", "supervisor", "supervisor in reserve"},
+    Contestant.STRACE_BPF: {"strace"},
+}
+"""What each consists of on every machine, once it is at work."""
 
 
 @dataclass
@@ -92,27 +103,24 @@ def _watch(
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None and not done():
         try:
-            found = _same_program(process.pid)
-            # One more: the child that is about to become the opener.
-            if len(found) == len(_PROCESSES[how]):
-                footprint.look(dict(zip(_PROCESSES[how], found, strict=True)))
+            found = {_FIRST[how]: process.pid, **_titled(process.pid)}
+            if found.keys() >= _ALWAYS[how]:
+                footprint.look(found)
         except OSError:  # ended meanwhile
             continue
         time.sleep(_INTERVAL)
 
 
-def _same_program(parent: int) -> list[int]:
-    """Return the PIDs of a process and of those of its children that run the same program."""
-    program = os.readlink(f"/proc/{parent}/exe")
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [parent, *(pid for pid in map(int, children) if _runs(pid, program))]
-
-
-def _runs(pid: int, program: str) -> bool:
-    try:
-        return os.readlink(f"/proc/{pid}/exe") == program
-    except OSError:
-        return False
+def _titled(parent: int) -> dict[str, int]:
+    """Return the children of a process that have a title of flagshim's: PIDs by name."""
+    names = {title: list(names) for title, names in _TITLES.items()}
+    found = {}
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        text = Path(f"/proc/{child}/cmdline").read_text(errors="replace")
+        for title, left in names.items():
+            if left and text.startswith(f"flagshim: {title} "):
+                found[left.pop(0)] = int(child)
+    return found
 
 
 def _kilobytes(pid: int, file: str) -> dict[str, int]:

@@ -34,8 +34,11 @@ def main() -> int:
         if options.dry_run:
             return _show_commands(qemu, options.output)
         with tempfile.TemporaryDirectory(prefix="flagshim-demo-") as scratch, share() as folder:
-            trace = options.output or Path(scratch, "demo.db")
-            if trace.exists():
+            trace = options.output
+            if trace is None:  # the last one's, which may still be looked at
+                trace = cache.folder() / "demo.db"
+                trace.unlink(missing_ok=True)
+            elif trace.exists():
                 raise FlagshimError(f"{trace} exists", "remove it, or name another file with -o")
             return _compare(Guest(image(), folder, qemu), Path(scratch), trace.absolute())
     except FlagshimError as error:
@@ -47,7 +50,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.guest.demo", description=__doc__)
     parser.add_argument("--unpatched", action="store_true", help="the QEMU of make qemu-unpatched")
     parser.add_argument("--dry-run", action="store_true", help="print the QEMU commands only")
-    parser.add_argument("-o", "--output", metavar="TRACE", type=Path, help="keep the trace there")
+    parser.add_argument("-o", "--output", metavar="TRACE", type=Path, help="file for the trace")
     return parser.parse_args()
 
 
@@ -86,7 +89,7 @@ def _compare(guest: Guest, scratch: Path, trace_file: Path) -> int:
     _figure(opened, "opens made without O_NOATIME instead")
     _figure(len(trace.cleared) - opened, "F_SETFL of the same descriptors, too\n")
 
-    words = ["report", str(trace_file), "--limit", "5"]
+    words = ["report", str(trace_file)]
     print(f"$ flagshim {shlex.join(words)}", flush=True)
     reported = subprocess.run([*flagshim_command(), *words], stdin=subprocess.DEVNULL, check=False)
 

@@ -1,7 +1,7 @@
 """BPF and QEMU: diagnose on Debian's, and the bpf engine in a guest whose kernel allows it."""
 
+import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +22,7 @@ from .vm import Guest, GuestResult, Outcome, boot
 KERNEL = "7.3"
 """Of trixie-backports; 6.12 and 6.18 do not."""
 FIRST = Path(__file__).with_name("init-host")
-STEPS = ("attach", "killed", "run", "cost")
+STEPS = ("attach", "beside", "killed", "run", "cost")
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,12 @@ def done() -> Iterator[GuestResult]:
     except FlagshimError as error:
         require("guest", str(error))
         raise
-    folder = Path(tempfile.mkdtemp(prefix="flagshim-bpf-"))  # nobody runs what is in it
-    folder.chmod(0o755)
-    program = folder / "asked"
+    with tempfile.TemporaryDirectory(prefix="flagshim-bpf-") as folder:  # nobody runs what is in it
+        os.chmod(folder, 0o755)
+        yield _boot_with(kernel, Path(folder, "asked"))
+
+
+def _boot_with(kernel: Image, program: Path) -> GuestResult:
     source = REPOSITORY / "tests/kernel/programs/asked.c"
     subprocess.run(["gcc", "-O1", "-o", str(program), str(source)], check=True)
     words = (
@@ -47,13 +50,12 @@ def done() -> Iterator[GuestResult]:
         f"flagshim.program={program}",
     )
     require("guest", None if not any(" " in word for word in words) else "a path with a space")
-    yield boot(
+    return boot(
         Guest(
             kernel, Path("/"), user=None, fsdev=("multidevs=remap", "readonly=on"), words=words,
             memory="1G", timeout=600,  # one CPU: TCG with more trips over patched kernel text
         )
     )  # fmt: skip
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -1,7 +1,9 @@
 """Programs compiled for the tests, and running things with and without flagshim."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -181,3 +183,30 @@ def can_trace() -> None:
         capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=SECONDS,
     )  # fmt: skip
     assert "Traceback" not in probe.stderr, probe.stderr
+
+
+@pytest.fixture
+def fuse_layers(place: Place) -> Iterator[tuple[list[str], Path]]:
+    """How to serve a FUSE filesystem whose server hands O_NOATIME on, and where it is mounted."""
+    reason = None if os.path.exists("/dev/fuse") else "no /dev/fuse"
+    if not reason and not shutil.which("fuse-overlayfs"):
+        reason = "no fuse-overlayfs"
+    require("fuse", reason)
+    for name in ("lower", "upper", "work", "merged"):
+        (place.path / name).mkdir()
+        os.chown(place.path / name, NOBODY, NOBODY)
+    lower = place.path / "lower" / "file"
+    lower.write_text("lower\n")
+    os.chown(place.path / "lower", 0, 0)
+    layers = f"lowerdir={place.path}/lower,upperdir={place.path}/upper,workdir={place.path}/work"
+    mount = place.path / "merged"
+    # In the foreground; root opens the FUSE device, so that the server may be anybody.
+    yield (
+        ["fuse-overlayfs", "-f", "-o", f"{layers},squash_to_uid={NOBODY},allow_other", str(mount)],
+        mount,
+    )
+    for entry in Path("/proc").iterdir():  # what a test that failed has left of them
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and os.fsencode(mount) in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+    subprocess.run(["umount", "-l", mount], capture_output=True, check=False)

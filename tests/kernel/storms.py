@@ -8,9 +8,9 @@ import struct
 import subprocess
 from pathlib import Path
 
-from tests.kernel.conftest import SECONDS, Place, Runner
-from tests.kernel.ways import wait_until
-from tests.support import REPOSITORY, rows
+from tests.kernel.conftest import NOBODY, SECONDS, Place, Runner
+from tests.kernel.ways import status_of
+from tests.support import REPOSITORY, rows, wait_until
 
 PROCESSES, THREADS = 8, 4
 
@@ -19,15 +19,30 @@ class Storm:
     """A storm under way."""
 
     def __init__(
-        self, run: Runner, program: str, place: Place, mode: str, *options: str, opens: int
-    ) -> None:
+        self, run: Runner, program: str, place: Place, mode: str, *options: str, opens: int,
+        processes: int | None = None,
+    ) -> None:  # fmt: skip
+        """Begin it.
+
+        Args:
+            run: how to run programs.
+            program: endure.
+            place: with the file to be opened.
+            mode: run or exec.
+            options: of flagshim.
+            opens: how many.
+            processes: have flagshim be an ordinary user's as well, who may have that many.
+        """
         self.log = place.path / "log"
         self.log.write_bytes(bytes(8 * opens))
         self.log.chmod(0o666)
         self.opens = opens
         argv = [program, str(PROCESSES), str(THREADS), str(opens), str(place.file), str(self.log)]
-        command = run.command(argv, *options)
+        command = run.command(argv, *options, user="nobody" if processes is None else None)
         command[command.index("run")] = mode
+        if processes is not None:
+            ids = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+            command = ["prlimit", f"--nproc={processes}", *ids, *command]
         self.trace = run.trace
         self.process = subprocess.Popen(
             command, cwd=REPOSITORY, stderr=subprocess.PIPE, start_new_session=True
@@ -57,7 +72,7 @@ class Storm:
 
     def times(self) -> list[int]:
         """When the opens that are done returned; minus that where they failed."""
-        return [ns for (ns,) in struct.iter_unpack("=q", self.log.read_bytes()) if ns]
+        return times_in(self.log)
 
     def done(self) -> int:
         """How many opens are done. Quickly: each thread fills its part of the log in order."""
@@ -85,6 +100,11 @@ class Storm:
         self.process.communicate(timeout=SECONDS)
 
 
+def times_in(log: Path) -> list[int]:
+    """When the opens returned that endure has logged; minus that where they failed."""
+    return [ns for (ns,) in struct.iter_unpack("=q", log.read_bytes()) if ns]
+
+
 def supervisors_of(pid: int) -> list[int]:
     """IDs of the notify engine's supervisors of a command."""
     return _titled("supervisor", pid)
@@ -92,7 +112,8 @@ def supervisors_of(pid: int) -> list[int]:
 
 def guards_of(pid: int) -> list[int]:
     """IDs of the guards of a command, but for `flagshim run`."""
-    return _titled("guard", pid)
+    found = _titled("guard", pid)
+    return [guard for guard in found if _parent_of(guard) not in found]  # nor one just forked
 
 
 def role_of(pid: int) -> str:
@@ -102,6 +123,13 @@ def role_of(pid: int) -> str:
     except OSError:
         return ""
     return text.removeprefix("flagshim: ") if text.startswith("flagshim: ") else ""
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        return int(status_of(pid, "PPid"))
+    except FileNotFoundError:
+        return 0
 
 
 def _titled(role: str, pid: int) -> list[int]:

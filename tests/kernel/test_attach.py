@@ -12,8 +12,8 @@ import pytest
 from flagshim.engines.attach import Target, refusal_of
 from tests.kernel.asked import Asked
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
-from tests.kernel.ways import attach, status_of, traced, wait_until
-from tests.support import REPOSITORY, flagshim_command, require, rows
+from tests.kernel.ways import attach, status_of, traced
+from tests.support import REPOSITORY, flagshim_command, require, rows, wait_until
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -68,6 +68,14 @@ def test_stopped_process_stays_stopped(run: Runner, asked: Asked) -> None:
     assert status_of(asked.pid, "State") == "T (stopped)"
     os.kill(asked.pid, signal.SIGCONT)
     assert asked.ask() == "Operation not permitted"
+
+
+def test_says_how_long(run: Runner, asked: Asked) -> None:
+    run.command([])
+    command = [*flagshim_command(), "attach", "-o", str(run.trace), "--for", "0.1", str(asked.pid)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    said = f"flagshim: PID {asked.pid} is served from now on, for 0.1 s or until ^C"
+    assert done.stderr.splitlines()[0] == said
 
 
 TIMES_101 = """

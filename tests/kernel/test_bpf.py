@@ -9,12 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from flagshim.engines.bpf import program as bpf_program
+from flagshim.engines.bpf.observer import Observer, Selection
+from flagshim.engines.bpf.program import Program, find_tracepoints
+from flagshim.engines.bpf.records import SKIPPED
 from flagshim.probes import bpf as bpf_probes
 from flagshim.probes import reason_bpf_unavailable
 from flagshim.probes.finding import Status
@@ -220,6 +225,63 @@ def read_until(fd: int, text: bytes) -> bytes:
         if select.select([fd], [], [], 0.1)[0]:
             found += os.read(fd, 65536)
     return found
+
+
+NESTED = """
+int printing(void *record)
+{
+    bpf_trace_printk("flagshim's tests\\n");
+    return 0;
+}
+int printed(void *record) { return 0; }
+"""
+"""The kernel leaves out the one inside of the other."""
+
+
+def in_a_child(action: Callable[[], None]) -> None:
+    """Loading a program leaves its marks: variables, and a mount namespace for tracefs."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_what_the_kernel_leaves_out_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nested.c").write_text(NESTED)
+    monkeypatch.setattr(bpf_program, "_SOURCES", tmp_path)
+
+    def nested() -> None:
+        find_tracepoints()
+        with Program("nested.c") as program:
+            program.attach_tracepoint("bpf_trace:bpf_trace_printk", "printed")
+            assert program.skipped() == {"printed": 0}
+            software, cpu_clock = 1, 0  # linux/perf_event.h
+            program.bpf.attach_perf_event(
+                ev_type=software, ev_config=cpu_clock, fn_name=b"printing",
+                sample_period=1_000_003, pid=os.getpid(),
+            )  # fmt: skip
+            deadline = time.monotonic() + SECONDS
+            while program.skipped()["printed"] < 7:
+                assert time.monotonic() < deadline
+            assert program.skipped()["printing"] == 0
+
+    in_a_child(nested)
+
+
+def test_all_that_may_be_left_out_is_asked_for() -> None:
+    def observe() -> None:
+        with Observer(Selection(pids=(os.getpid(),))) as observer:
+            observer.start()
+            assert set(SKIPPED) <= set(observer._program.skipped())
+
+    in_a_child(observe)
 
 
 # --- diagnose -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 from tests.kernel.asked import Asked
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
 from tests.kernel.storms import PROCESSES, THREADS, Storm
-from tests.kernel.ways import attach, children, tracer_of, wait_until
-from tests.support import REPOSITORY, flagshim_command, rows
+from tests.kernel.ways import attach, children, tracer_of
+from tests.support import REPOSITORY, flagshim_command, rows, wait_until
 
 OPENS, FEWER = 100_003, 30_011
 MODES = pytest.mark.parametrize(("mode", "opens"), [("run", OPENS), ("exec", FEWER)])
@@ -116,6 +117,31 @@ def test_many_deaths(start: Callable[..., Storm]) -> None:
     times = storm.times()
     assert len(times) == OPENS
     assert any(ns > 0 for ns in times[-7:]), "it is served at the end"
+
+
+def test_the_guard_knows_somebody_at_any_moment(run: Runner) -> None:
+    """Whenever the supervisor dies: also as a program execs, or a daemon's parent leaves it."""
+    program = "(sh -c 'exec sh -c :' &); exec sh -c '(sh -c : &)'"
+    command = run.command(["sh", "-c", program], "--if-supervisor-dies", "continue")
+    words = command[command.index("run") :]
+    script = (
+        "import sys\n"
+        "from flagshim.__main__ import main\n"
+        "from flagshim.engines.roster import Roster\n"
+        "remove = Roster.remove\n"
+        "def noted(roster, tid):\n"
+        "    remove(roster, tid)\n"
+        "    print(len(roster.tids()), file=sys.stderr)\n"
+        "Roster.remove = noted\n"
+        f"sys.argv[1:] = {words!r}\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    left = [int(line) for line in done.stderr.splitlines() if line.isdecimal()]
+    assert len(left) >= 5
+    assert left.index(0) == len(left) - 1, "only after the last has ended"
 
 
 def guard_of(supervisor: int) -> int:

@@ -18,8 +18,8 @@ import pytest
 
 from flagshim.probes import reason_notify_unavailable
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Run, Runner
-from tests.kernel.ways import children, wait_until
-from tests.support import REPOSITORY, flagshim_command, require, rows
+from tests.kernel.ways import children
+from tests.support import REPOSITORY, flagshim_command, require, rows, wait_until
 
 SCENES = REPOSITORY / "tests/kernel/programs/deputy.py"
 A, B = 3001, 3002
@@ -225,10 +225,12 @@ def test_resolve(play: Play) -> None:
 
 
 def test_lease(play: Play) -> None:
-    plain, flagged, served, _ = play("lease")
+    plain, flagged, served, shim = play("lease")
     rescued = check(plain, flagged, served)
     assert {"waits 1002", "another, meanwhile 0"} <= rescued
     assert served["while it was held"] == "b'content\\n'", "truncated only after that"
+    assert served["does not wait 4002"] == "EPERM", "the call went on as it was"
+    assert shim.events("errno", f"flags_before & {os.O_NONBLOCK}") == [("EPERM",)]
 
 
 def test_landlock(play: Play) -> None:
@@ -247,6 +249,15 @@ def test_flags_of_descriptors(play: Play) -> None:
     rescued = check(plain, flagged, served)
     assert {"file 0o0", "secret 0o2000", "directory 0o0", "pipe 0o4000"} <= rescued
     assert "pipe 0o20000" not in rescued, "the signals would be for a descriptor of the supervisor"
+
+
+def test_calls_like_those_before(play: Play) -> None:
+    """Nobody profits by what was found for a call just like his."""
+    plain, flagged, served, _ = play("again")
+    rescued = check(plain, flagged, served)
+    assert {"1 0 file 4000 #1", "2 3001 of-a 4000", "at jail inner 0", "jailed 0 #2"} <= rescued
+    assert served["capability 2 secret 4000"] == plain["capability 2 secret 4000"] != "EACCES"
+    assert served["no room 0"] == "EMFILE"
 
 
 @pytest.fixture
@@ -272,7 +283,7 @@ def changing(place: Place) -> Path:
 
 OPENS = 4001
 FEW_DESCRIPTORS = 12
-"""A supervisor of which nothing is wanted has 9."""
+"""A supervisor of which nothing is wanted has 10."""
 
 
 @pytest.mark.parametrize("mode", ["path", "how", "link", "exchange", "jail", "users"])

@@ -20,8 +20,7 @@ from ruamel.yaml import YAML
 import flagshim
 from flagshim.rules import load_rules
 from tests.kernel.conftest import SECONDS, Place, Runner
-from tests.kernel.ways import wait_until
-from tests.support import REPOSITORY, require, rows
+from tests.support import REPOSITORY, require, rows, wait_until
 from tests.unit.collector import collecting
 
 EXAMPLES = REPOSITORY / "examples"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
-from tests.kernel.ways import children, tracer_of, wait_until
-from tests.support import REPOSITORY, rows
+from tests.kernel.ways import children, tracer_of
+from tests.support import REPOSITORY, rows, wait_until
 
 OPENS = 20011
 

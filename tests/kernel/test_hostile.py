@@ -12,8 +12,8 @@ import pytest
 
 from flagshim import tracee
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
-from tests.kernel.ways import wait_until
-from tests.support import REPOSITORY, flagshim_command, require, rows
+from tests.kernel.ways import Way
+from tests.support import REPOSITORY, flagshim_command, require, rows, wait_until
 
 
 @pytest.mark.parametrize("size", [24, 64, 128, 4096])
@@ -235,3 +235,29 @@ def test_command_that_ended_gets_no_signal_under_its_old_number(run: Runner, pla
 def _names_of_children(pid: int) -> set[bytes]:
     pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return {tracee.comm(int(child)) for child in pids}
+
+
+OPENS_WITH = """
+import ctypes, os, sys
+OPENAT, AT_FDCWD = 257, -100
+openat = ctypes.CDLL(None, use_errno=True).syscall
+fd = openat(OPENAT, AT_FDCWD, sys.argv[1].encode(), ctypes.c_uint(int(sys.argv[2])), 0)
+print(os.strerror(ctypes.get_errno()) if fd < 0 else os.read(fd, 7).decode())
+"""
+
+
+def test_a_flag_that_nobody_knows(way: Way, place: Place) -> None:
+    """openat ignores what it does not know, the sign bit too."""
+    flags = os.O_RDONLY | os.O_NOATIME | 1 << 31
+    shim = way(["/usr/bin/python3", "-c", OPENS_WITH, str(place.file), str(flags)])
+    assert shim.out == "content\n", shim.err
+    assert shim.events("decision") == [("cleared",)]
+
+
+def test_more_groups_than_a_page_holds(way: Way, place: Place) -> None:
+    groups = ",".join(str(4_294_960_000 + n) for n in range(1009))
+    become = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--groups", groups]
+    read = ["dd", "iflag=noatime", f"if={place.file}", "status=none"]
+    shim = way([*become, *read], user=None)
+    assert shim.out == "content\n", shim.err
+    assert shim.events("decision") == [("cleared",)]

@@ -10,8 +10,8 @@ import pytest
 
 from tests.kernel.asked import Asked
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
-from tests.kernel.ways import children, status_of, tracer_of, wait_until
-from tests.support import REPOSITORY, flagshim_command, rows
+from tests.kernel.ways import children, status_of, tracer_of
+from tests.support import REPOSITORY, flagshim_command, rows, wait_until
 
 SERVED = "SELECT count(*) FROM event WHERE fd IS NOT NULL"
 

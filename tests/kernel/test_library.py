@@ -13,8 +13,7 @@ import pytest
 
 import flagshim
 from tests.kernel.conftest import NOBODY, Place, Runner
-from tests.kernel.ways import wait_until
-from tests.support import REPOSITORY, flagshim_command, require, rows
+from tests.support import REPOSITORY, flagshim_command, require, rows, wait_until
 
 
 def dd(place: Place) -> list[str]:

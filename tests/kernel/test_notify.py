@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from flagshim import tracee
+from flagshim.engines.notify.idlepoll import IdlePoller
 from flagshim.probes import reason_notify_unavailable
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
-from tests.kernel.storms import Storm, guards_of, role_of, supervisors_of
-from tests.kernel.ways import children, status_of, wait_until
-from tests.support import REPOSITORY, flagshim_command, require, rows
+from tests.kernel.storms import Storm, guards_of, role_of, supervisors_of, times_in
+from tests.kernel.ways import children, status_of
+from tests.support import REPOSITORY, flagshim_command, require, rows, wait_until
 
 KILLS, OPENS = 101, 100_003
 
@@ -48,11 +49,12 @@ def test_supervisor_killed_again_and_again(start: Callable[..., Storm], mode: st
     """No open fails, none hangs, each is in the trace once; one line says that it happened."""
     opens = OPENS if mode == "run" else OPENS // 3
     storm = start(mode, opens)
-    guard = storm.process.pid if mode == "run" else storm.guards()[0]
+    guard = storm.process.pid if mode == "run" else wait_until(storm.guards)[0]
     for kill in range(KILLS):
         wait_until(lambda kill=kill: storm.done() > opens * (kill + 1) // (KILLS + 2))
-        wait_until(lambda: supervisors_among(children(guard)))
-        os.kill(random.choice(supervisors_among(children(guard))), signal.SIGKILL)
+        supervisor = random.choice(wait_until(lambda: supervisors_among(children(guard))))
+        os.kill(supervisor, signal.SIGKILL)
+        wait_until(lambda supervisor=supervisor: tracee.has_ended(supervisor))  # not killed twice
         assert storm.done() < opens, "it lasts as long as we kill"
     _, err = storm.process.communicate(timeout=SECONDS)
     assert storm.process.returncode == 7, err
@@ -82,8 +84,7 @@ def test_guard_killed(start: Callable[..., Storm]) -> None:
     storm = start("run", OPENS // 5)
     wait_until(lambda: len(storm.times()) > storm.opens // 3)
     os.kill(storm.process.pid, signal.SIGKILL)
-    wait_until(storm.guards)
-    os.kill(storm.guards()[0], signal.SIGKILL)
+    os.kill(wait_until(storm.guards)[0], signal.SIGKILL)
     wait_until(lambda: not storm.threads())
     wait_until(lambda: rows(storm.trace, "SELECT ended_ns FROM session") != [(None,)])
     times = storm.times()
@@ -92,7 +93,156 @@ def test_guard_killed(start: Callable[..., Storm]) -> None:
     texts = [text for (text,) in rows(storm.trace, "SELECT text FROM trouble ORDER BY time_ns")]
     assert sum(text.startswith("the guard died; ") for text in texts) == 2
     assert storm.opens - 2 * 5_003 < storm.events() <= storm.opens
+    lost = storm.opens - storm.events()
+    assert rows(storm.trace, "SELECT seen, lost FROM session") == [(storm.opens, lost)]
     assert rows(storm.trace, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_guard_killed_again_and_again(build: Build, place: Place, folder: Path) -> None:
+    """There is one at a time, no open fails, and no event is in the trace twice.
+
+    Each is killed just after it has started its first supervisor, which may not be one yet.
+    """
+    opens, kills, processes = OPENS // 3, 31, 1009  # with the dead whom init has not reaped
+    storm = Storm(
+        Runner(folder), build("endure"), place, "run", "--engine", "notify",
+        opens=opens, processes=processes,
+    )  # fmt: skip
+    try:
+        guard = storm.process.pid
+        wait_until(lambda: has_started_one(guard))
+        for _ in range(kills):
+            os.kill(guard, signal.SIGKILL)
+            wait_until(lambda guard=guard: tracee.has_ended(guard))
+            (guard,) = wait_until(lambda: list(filter(has_started_one, storm.guards())))
+        assert storm.done() < opens, "it lasts as long as we kill"
+        wait_until(lambda: not storm.threads())
+        wait_until(lambda: tracee.has_ended(guard))
+    finally:
+        storm.end()
+    assert min(storm.times()) > 0, "none failed"
+    wait_until(lambda: rows(storm.trace, "SELECT ended_ns FROM session") != [(None,)])
+    lost = opens - storm.events()
+    assert rows(storm.trace, "SELECT seen, lost FROM session") == [(opens, lost)]
+    assert rows(storm.trace, "PRAGMA integrity_check") == [("ok",)]
+    texts = [text for (text,) in rows(storm.trace, "SELECT text FROM trouble")]
+    told = sum(text.startswith("the guard died; ") for text in texts)
+    assert 0 < told <= kills, "some had not come to say so"
+
+
+def has_started_one(guard: int) -> bool:
+    """Tell whether a guard has started a supervisor, which may still have the guard's title."""
+    try:
+        roles = [role_of(child) for child in children(guard)]
+    except FileNotFoundError:  # it has ended
+        return False
+    return any(role.startswith(("supervisor of ", "guard of ")) for role in roles)
+
+
+def test_guard_killed_while_supervisors_wait_for_a_filesystem(
+    fuse_layers: tuple[list[str], Path], run: Runner, build: Build, place: Place
+) -> None:
+    """Its server makes calls itself, so that who comes next must not wait for them in turn."""
+    opens, kills = 10_007, 13
+    argv, mount = fuse_layers
+    for path in (mount.parent / "lower", mount.parent / "lower" / "file"):  # not the server's
+        os.chown(path, 1, 1)
+    log = place.path / "log"
+    log.write_bytes(bytes(8 * opens))
+    log.chmod(0o666)
+    script = (
+        'mount=$1; shift; setpriv --bounding-set -fowner --inh-caps -fowner "$@" & '
+        "until mountpoint -q $mount; do :; done;"
+        f"setpriv --reuid {NOBODY} --clear-groups {build('endure')} 3 2 {opens} $mount/file {log};"
+        "umount $mount; wait"
+    )
+    command = run.command(["sh", "-c", script, "sh", str(mount), *argv], "--engine", "notify",
+                          user=None)  # fmt: skip
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE)
+    wait_until(lambda: len(times_in(log)) > opens // 101)
+    guard = process.pid
+    (shell,) = filter(is_a_shell, children(guard))
+    for _ in range(kills):
+        done = len(times_in(log))
+        os.kill(guard, signal.SIGKILL)
+        wait_until(lambda guard=guard: tracee.has_ended(guard))
+        (guard,) = wait_until(lambda: list(filter(has_started_one, guards_of(shell))))
+        wait_until(lambda done=done: len(times_in(log)) > done)
+    assert len(times_in(log)) < opens, "it lasts as long as we kill"
+    wait_until(lambda: tracee.has_ended(shell))
+    wait_until(lambda: tracee.has_ended(guard))
+    process.communicate(timeout=SECONDS)
+    assert len(times_in(log)) == opens
+    assert min(times_in(log)) > 0, "none failed"
+    ((seen, lost),) = rows(run.trace, "SELECT seen, lost FROM session")
+    assert rows(run.trace, "SELECT count(*) FROM event") == [(seen - lost,)]
+
+
+def test_server_of_a_filesystem_that_is_gone(
+    fuse_layers: tuple[list[str], Path], run: Runner
+) -> None:
+    """That is how the open fails, and nothing of ours has: the kernel still knows the path."""
+    argv, mount = fuse_layers
+    server = subprocess.Popen(argv)
+    wait_until(mount.is_mount)
+    with (mount / "file").open() as file:
+        assert file.read() == "lower\n"
+    server.kill()
+    server.wait(SECONDS)
+    dd = ["dd", "iflag=noatime", "status=none", f"if={mount}/file", "of=/dev/null"]
+    shim = run.supervised(dd, "--engine", "notify")
+    assert shim.status == 1
+    assert "Transport endpoint is not connected" in shim.err
+    assert shim.events("decision, reason, errno") == [
+        ("kept", "failed for another reason", "ENOTCONN")
+    ]
+    assert rows(shim.trace, "SELECT seen, lost FROM session") == [(1, 0)]
+    assert rows(shim.trace, "SELECT kind FROM blind_spot") == []
+
+
+def test_last_line_says_what_was_not_rescued(run: Runner, place: Place) -> None:
+    script = f"dd iflag=noatime if={place.file} status=none; dd iflag=noatime if=/dev/null"
+    shim = run.supervised(["sh", "-c", script], "--engine", "notify")
+    assert "flagshim: 1 of 2 opens rewritten, 1 not rescued; see: " in shim.err
+
+
+def pollers_among(pids: list[int]) -> set[int]:
+    return {pid for pid in pids if role_of(pid).startswith("idle poller of ")}
+
+
+def test_a_cpu_is_kept_awake(start: Callable[..., Storm]) -> None:
+    """By one process at a time, of the lowest priority. Killed, it is started again."""
+    require("smp", None if IdlePoller.is_worth_it() else "one CPU only, or a quota (cpu.max)")
+    storm = start("run", OPENS // 5)
+    guard = storm.process.pid
+    seen: set[int] = set()
+    for _ in range(5):
+        (poller,) = wait_until(lambda: pollers_among(children(guard)) - seen)
+        wait_until(lambda poller=poller: os.sched_getscheduler(poller) == os.SCHED_IDLE)
+        seen.add(poller)
+        os.kill(poller, signal.SIGKILL)
+    seen |= wait_until(lambda: pollers_among(children(guard)) - seen)
+    _, err = storm.process.communicate(timeout=SECONDS)
+    assert storm.process.returncode == 7, err
+    wait_until(lambda: all(tracee.has_ended(poller) for poller in seen))
+    assert min(storm.times()) > 0, "no open failed"
+    assert rows(storm.trace, "SELECT count(*) FROM trouble") == [(0,)]
+
+
+def test_the_next_guard_keeps_a_cpu_awake(start: Callable[..., Storm]) -> None:
+    """Nobody but it could, and nothing is left of the former one, not even if it is stopped."""
+    require("smp", None if IdlePoller.is_worth_it() else "one CPU only, or a quota (cpu.max)")
+    storm = start("run", OPENS // 5)
+    (former,) = wait_until(lambda: pollers_among(children(storm.process.pid)))
+    os.kill(former, signal.SIGSTOP)
+    wait_until(lambda: status_of(former, "State")[0] == "T")
+    os.kill(storm.process.pid, signal.SIGKILL)
+    wait_until(lambda: tracee.has_ended(former))
+    (guard,) = wait_until(storm.guards)
+    (poller,) = wait_until(lambda: pollers_among(children(guard)))
+    wait_until(lambda: tracee.has_ended(guard))
+    wait_until(lambda: tracee.has_ended(poller))
+    assert min(storm.times()) > 0, "no open failed"
 
 
 WAITS = """
@@ -131,8 +281,7 @@ def test_signal_before_a_call_is_received(
     assert program.stdin
     assert program.stdout
     pid = int(program.stdout.readline())
-    wait_until(lambda: supervisors_of(pid))
-    stopped = supervisors_of(pid)
+    stopped = wait_until(lambda: supervisors_of(pid))
     for supervisor in stopped:
         os.kill(supervisor, signal.SIGSTOP)
         wait_until(lambda supervisor=supervisor: status_of(supervisor, "State")[0] == "T")
@@ -163,6 +312,21 @@ def test_program_of_a_listener_cannot_run_as_another(
                            user=None)  # fmt: skip
     assert (outer.status, outer.out) == (0, "noatime 0\n"), outer.err
     assert "ptrace is used, not notify: " in outer.err
+    assert rows(place.path / "inner.db", "SELECT engine FROM session") == [("ptrace",)]
+
+
+def test_under_a_tracer_that_leaves_us_alone_it_says_what_it_lacks(
+    build: Build, run: Runner, place: Place
+) -> None:
+    """openat2 fails with ENOSYS there. ptrace goes without."""
+    odd = [build("odd"), "open", str(place.file)]
+    inner = [*flagshim_command(), "run", "-o", str(place.path / "inner.db"), "-u", "nobody"]
+    outer = ["--except", "python*"]
+    shim = run.supervised([*inner, "--engine", "notify", "--", *odd], *outer, user=None)
+    assert shim.status == 125
+    assert "openat2(2) is forbidden" in shim.err
+    shim = run.supervised([*inner, "--engine", "auto", "--", *odd], *outer, user=None)
+    assert shim.status == 0, shim.err
     assert rows(place.path / "inner.db", "SELECT engine FROM session") == [("ptrace",)]
 
 
@@ -276,8 +440,8 @@ def test_opens_go_on_while_no_supervisor_can_be_started(
         cwd=REPOSITORY,
     )  # fmt: skip
     go = os.open(gate, os.O_RDWR)
+    (guard,) = wait_until(lambda: guards_of(program.pid))
     wait_until(lambda: supervisors_of(program.pid))
-    (guard,) = guards_of(program.pid)
     limit = ["prlimit", "--pid", str(guard), "--nproc=1:1"]
     run.native(limit, group=NOBODY, extra_groups=[]).check_returncode()
     for supervisor in supervisors_of(program.pid):
@@ -290,6 +454,33 @@ def test_opens_go_on_while_no_supervisor_can_be_started(
     assert rows(folder / "t.db", "SELECT kind, program, count FROM blind_spot") == [
         ("no supervisor", "dd", 1)
     ]
+
+
+def test_fewer_descriptors_than_threads(
+    run: Runner, build: Build, place: Place, folder: Path
+) -> None:
+    """No open fails, not even those after the guard is killed."""
+    opens, trace = 5_003, folder / "t.db"
+    log = folder / "log"
+    log.write_bytes(bytes(8 * opens))
+    log.chmod(0o666)
+    storm = [build("endure"), "7", "13", str(opens), str(place.file), str(log)]
+    argv = as_nobody("run", folder, *storm, limit="ulimit -n 41")
+    program = subprocess.Popen(argv, stderr=subprocess.PIPE, user=NOBODY, group=NOBODY,
+                               extra_groups=[], cwd=REPOSITORY)  # fmt: skip
+    wait_until(lambda: len(times_in(log)) > opens // 3)
+    os.kill(program.pid, signal.SIGKILL)
+    program.communicate(timeout=SECONDS)
+    wait_until(lambda: rows(trace, "SELECT ended_ns FROM session") != [(None,)])
+    times = times_in(log)
+    assert len(times) == opens
+    assert min(times) > 0, "none failed"
+    ((seen, lost),) = rows(trace, "SELECT seen, lost FROM session")
+    assert seen == opens
+    assert rows(trace, "SELECT decision, count(*) FROM event GROUP BY 1") == [
+        ("cleared", opens - lost)
+    ]
+    assert rows(trace, "SELECT kind FROM blind_spot") == []
 
 
 def test_supervisor_that_is_stopped_does_not_outlive_the_program(run: Runner) -> None:

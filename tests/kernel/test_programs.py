@@ -1,9 +1,7 @@
 """Real programs that ask for O_NOATIME, as a user who does not own the files."""
 
-import contextlib
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +10,7 @@ import pytest
 
 from flagshim.probes import reason_notify_unavailable
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
-from tests.kernel.ways import wait_until
-from tests.support import require, rows
+from tests.support import require, rows, wait_until
 
 
 @pytest.fixture(params=["ptrace", "notify"])
@@ -65,32 +62,6 @@ def test_rsync(run: Runner, place: Place) -> None:
     shim = run.supervised(argv)
     assert shim.status == 0, shim.err
     assert (target / "file").read_text() == "content\n"
-
-
-@pytest.fixture
-def fuse_layers(place: Place) -> Iterator[tuple[list[str], Path]]:
-    reason = None if os.path.exists("/dev/fuse") else "no /dev/fuse"
-    if not reason and not shutil.which("fuse-overlayfs"):
-        reason = "no fuse-overlayfs"
-    require("fuse", reason)
-    for name in ("lower", "upper", "work", "merged"):
-        (place.path / name).mkdir()
-        os.chown(place.path / name, NOBODY, NOBODY)
-    lower = place.path / "lower" / "file"
-    lower.write_text("lower\n")
-    os.chown(place.path / "lower", 0, 0)
-    layers = f"lowerdir={place.path}/lower,upperdir={place.path}/upper,workdir={place.path}/work"
-    mount = place.path / "merged"
-    # In the foreground; root opens the FUSE device, so that the server may be anybody.
-    yield (
-        ["fuse-overlayfs", "-f", "-o", f"{layers},squash_to_uid={NOBODY},allow_other", str(mount)],
-        mount,
-    )
-    for entry in Path("/proc").iterdir():  # what a test that failed has left of them
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and os.fsencode(mount) in (entry / "cmdline").read_bytes():
-                os.kill(int(entry.name), signal.SIGKILL)
-    subprocess.run(["umount", "-l", mount], capture_output=True, check=False)
 
 
 def test_client_of_fuse_overlayfs(fuse_layers: tuple[list[str], Path], run: Runner) -> None:

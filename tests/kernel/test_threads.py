@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
-from tests.kernel.ways import Way, attach, traced, wait_until
-from tests.support import REPOSITORY, require
+from tests.kernel.ways import Way, attach, traced
+from tests.support import REPOSITORY, require, wait_until
 
 
 def test_2003_threads_at_once(build: Build, way: Way, place: Place) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Run, Runner
-from tests.kernel.ways import Way, children, status_of, wait_until
-from tests.support import REPOSITORY, read_until, rows
+from tests.kernel.ways import Way, children, status_of
+from tests.support import REPOSITORY, read_until, require, rows, wait_until
 
 
 @pytest.mark.parametrize("status", [0, 1, 7, 125, 255])
@@ -241,8 +241,7 @@ def test_unmapped_owner_in_a_user_namespace(run: Runner, place: Place) -> None:
     os.chown(place.file, 4711, 4711)
     argv = ["unshare", "-r", "dd", "iflag=noatime", f"if={place.file}", "status=none"]
     natively = run.native(argv)
-    if "unshare" in natively.stderr:
-        pytest.skip(f"user namespaces: {natively.stderr}")
+    require("user namespaces", natively.stderr if "unshare" in natively.stderr else None)
     assert natively.returncode != 0
     shim = run.supervised(argv)
     assert (shim.status, shim.out) == (0, "content\n")

@@ -4,12 +4,11 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.kernel.conftest import NOBODY, SECONDS, Run, Runner
-from tests.support import REPOSITORY, flagshim_command
+from tests.support import REPOSITORY, flagshim_command, wait_until
 
 
 def as_exec(run: Runner, argv: list[str], *options: str, user: str | None = "nobody") -> list[str]:
@@ -46,14 +45,6 @@ def _line(fd: int) -> bytes:
     while not line.endswith(b"\n") and (byte := os.read(fd, 1)):
         line += byte
     return line
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for something that is to happen soon."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
 
 
 def status_of(pid: int, field: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from flagshim.engines.bpf import headers, records
 from flagshim.engines.bpf.libc import blind_spots, entries_of, libc_of_command, libc_of_process
+from flagshim.engines.bpf.program import skipped_in
 from flagshim.engines.bpf.pump import Pump
 from flagshim.engines.bpf.rewriter import _masks, why_not
 from flagshim.engines.bpf.translation import Translator
@@ -40,6 +41,7 @@ int main(void) {
     F(entered); F(path_size); F(follows); F(comm); F(path);
     printf("COMM_SIZE %d\nPREFIX_SIZE %d\nERRNOS %d\nMISSES %d\nENTERED_NO %d\nENTERED_YES %d\n",
            COMM_SIZE, PREFIX_SIZE, ERRNOS, MISSES, ENTERED_NO, ENTERED_YES);
+    printf("CALLS %d\n", CALLS);
     printf("%d %d %d %d %d\n", CALL_OPEN, CALL_OPENAT, CALL_OPENAT2, CALL_OPEN_BY_HANDLE_AT,
            CALL_SETFL);
 }
@@ -64,6 +66,7 @@ def test_both_sides_agree_on_the_header(tmp_path: Path) -> None:
     assert told["PREFIX_SIZE"] == records.PREFIX_SIZE
     assert told["ERRNOS"] == records.ERRNOS
     assert told["MISSES"] == len(records.MISSES)
+    assert told["CALLS"] == Kind.SETFL + 1
     assert (told["ENTERED_NO"], told["ENTERED_YES"]) == (records.ENTERED_NO, records.ENTERED_YES)
     assert [int(kind) for kind in kinds.split()] == [
         Kind.OPEN, Kind.OPENAT, Kind.OPENAT2, Kind.OPEN_BY_HANDLE_AT, Kind.SETFL,
@@ -88,7 +91,7 @@ class Silent:
         return []
 
     def new_misses(self) -> Counter[str]:
-        return Counter({"ring full": 13})
+        return Counter({"ring full": 13, "return": 17, "call": 19, "fork": 23})
 
 
 def test_a_loss_is_in_the_trace_before_any_further_open(tmp_path: Path) -> None:
@@ -96,9 +99,26 @@ def test_a_loss_is_in_the_trace_before_any_further_open(tmp_path: Path) -> None:
     writer = TraceWriter(begin_session(trace, SESSION), print)
     pump = Pump(Silent(), Translator(), writer)
     pump.count_misses()
-    wait_for(trace, "SELECT lost FROM session", 13, pump.move)
-    assert rows(trace, "SELECT seen, lost FROM session") == [(13, 13)]
+    wait_for(trace, "SELECT lost FROM session", 30, pump.move)
+    assert rows(trace, "SELECT seen, lost FROM session") == [(30, 30)]
     writer.close(None)
+
+
+def test_what_the_kernel_left_out_of_any_process_is_a_blind_spot(tmp_path: Path) -> None:
+    trace = tmp_path / "t.db"
+    writer = TraceWriter(begin_session(trace, SESSION), print)
+    pump = Pump(Silent(), Translator(), writer)
+    pump.count_misses()
+    writer.close(None)
+    found = rows(trace, "SELECT kind, count FROM blind_spot ORDER BY count")
+    assert [(kind.split(" ")[0], count) for kind, count in found] == [("call", 19), ("fork", 23)]
+    assert pump.lost == 30
+
+
+def test_how_often_a_program_was_left_out() -> None:
+    told = "prog_type:\t5\nrun_cnt:\t7\nrecursion_misses:\t13\nverified_insns:\t11\n"
+    assert skipped_in(told) == 13
+    assert skipped_in("prog_type:\t5\n") == 0  # before Linux 5.12
 
 
 # --- headers ------------------------------------------------------------------------------

@@ -1,14 +1,17 @@
 """From evidence to a cause, and from many events to one account."""
 
 import os
+import subprocess
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from flagshim.diagnosis import evidence
 from flagshim.diagnosis.causes import Cause, Explanation, Sureness, explain
 from flagshim.diagnosis.collection import STORM_PER_SECOND, Collection
-from flagshim.diagnosis.evidence import Evidence, Look, Mount, Who
-from flagshim.linux import Inode
+from flagshim.diagnosis.evidence import Evidence, Look, Mount, Who, from_event
+from flagshim.linux.files import Inode
 from flagshim.reports.diagnosis import Scope, text_of
 from flagshim.trace.events import OpenEvent
 
@@ -170,6 +173,29 @@ def test_the_like_of_what_was_examined_is_not_examined_again(
     (group,) = collection.groups()
     assert (group.count, group.assumed) == (101, 97)
     assert "4 were examined, the others are like them" in account(collection, EPERM=101)
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY | os.O_CREAT])
+def test_a_process_that_ends_while_it_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: int
+) -> None:
+    """Then its file is looked at by our own root."""
+    file = tmp_path / "file"
+    file.touch()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    monkeypatch.setattr(evidence, "_who", lambda _: who())
+    found = from_event(
+        event(tid=ended.pid, path=str(file), resolved=str(file), flags_before=flags), True, Look.ALL
+    )
+    assert found.inode is not None
+    assert not found.is_folder
+    assert found.mount is not None
+    file.unlink()
+    found = from_event(
+        event(tid=ended.pid, path=str(file), resolved=str(file), flags_before=flags), True, Look.ALL
+    )
+    assert (found.inode is not None, found.is_folder) == (flags != os.O_RDONLY,) * 2
 
 
 def test_what_the_program_did_next_is_the_best_evidence() -> None:

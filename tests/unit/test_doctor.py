@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from flagshim.cli import cli
-from flagshim.linux import is_child_subreaper, set_child_subreaper
+from flagshim.linux.process import is_child_subreaper, set_child_subreaper
 from flagshim.probes import PROBES, Finding, Probe, Status, examine, missing
 from flagshim.probes.finding import Answer, works
 from flagshim.probes.host import qemu_meaning

@@ -317,7 +317,7 @@ def test_no_url(tmp_path: Path, url: str) -> None:
 
 def test_nowhere(tmp_path: Path) -> None:
     result = export(small(tmp_path / "t.db"))
-    assert result.stderr == "flagshim: where to?; give --parquet FILE or --otlp URL\n"
+    assert result.stderr == "flagshim: nowhere to export to; give --parquet FILE or --otlp URL\n"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -166,17 +167,28 @@ def test_zsh(prefix: Path, tmp_path: Path) -> None:
         env={**environment(prefix), "TERM": "dumb", "ZDOTDIR": str(tmp_path)},
     )  # fmt: skip
     os.close(its)
-    shown = b""
+    shown = bytearray()
+
+    def wait_for(ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + HANGS
+        while not ready():
+            assert time.monotonic() < deadline, shown
+            if select.select([ours], [], [], 0.05)[0]:
+                shown.extend(os.read(ours, 4096))
+
     try:
-        for number, typed in enumerate(
-            (b"flagshim rep\t\x18", b"flagshim report --view eve\t\x18")
-        ):
-            os.write(ours, typed)
-            deadline = time.monotonic() + HANGS
-            while not (lines.exists() and len(lines.read_text().splitlines()) > number):
-                assert time.monotonic() < deadline, shown
-                if select.select([ours], [], [], 0.05)[0]:
-                    shown += os.read(ours, 4096)
+        wait_for(lambda: b"\x1b[?2004h" in shown)  # it reads keys, not lines
+        for typed, completed in (("flagshim rep", b"ort"), ("flagshim report --view eve", b"nts")):
+            before = lines.read_text().count("\n") if lines.exists() else 0
+            os.write(ours, typed.encode())
+            wait_for(lambda typed=typed: shown.endswith(typed[-1:].encode()))
+            shown.clear()
+            os.write(ours, b"\t")
+            wait_for(lambda completed=completed: completed in shown)
+            os.write(ours, b"\x18")
+            wait_for(
+                lambda before=before: lines.exists() and lines.read_text().count("\n") > before
+            )
     finally:
         shell.kill()
         shell.wait()

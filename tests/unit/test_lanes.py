@@ -52,6 +52,25 @@ def test_the_ring_goes_round() -> None:
             assert last == (record, n)
 
 
+def test_a_guard_killed_before_a_record_is_behind_it_counts_it_once() -> None:
+    lanes = Lanes()
+    one, other, *_ = lanes
+    for each in (one, one, one, other):
+        each.prepare(("event", 7))
+        each.publish()
+    one.prepare(("trouble", "no event"), is_event=False)
+    one.publish()
+    assert lanes.taken == 0
+    killed = one.told()
+    for _ in range(2):
+        next(killed)
+    assert lanes.taken == 1, "the second is with the guard"
+    assert len(told(one)) == 3
+    assert lanes.taken == 3
+    assert len(told(other)) == 1
+    assert lanes.taken == 4
+
+
 def test_what_finds_no_room_is_counted() -> None:
     one = lane()
     record = ("event", b"x" * 1009)
@@ -63,6 +82,7 @@ def test_what_finds_no_room_is_counted() -> None:
     assert one.take_lost() == 2
     assert one.take_lost() == 0
     assert len(told(one)) == stored
+    assert one.taken == stored + 2
     assert one.prepare(record)
 
 
@@ -72,8 +92,8 @@ def test_a_call_with_a_large_id_is_known_to_the_next_supervisor() -> None:
     pid = os.fork()
     if pid == 0:
         received(one, 2**64 - 59)
-        one.prepare(("event", 7))
-        one.mark, one.given = 7919, 0
+        one.prepare(("event", 7), mark=7919)
+        one.given = 0
         os._exit(0)
     os.waitpid(pid, 0)
     assert one.call_id == 2**64 - 59
@@ -87,11 +107,30 @@ def test_a_call_with_a_large_id_is_known_to_the_next_supervisor() -> None:
     assert one.strike() == 1, "another call"
 
 
+def test_deaths_that_were_not_because_of_the_call_do_not_count() -> None:
+    one = lane()
+    received(one, 7)
+    assert [one.strike() for _ in range(2)] == [1, 2]
+    one.pardon()
+    assert one.strike() == 1
+
+
+def test_somebody_receives_calls_or_is_about_to() -> None:
+    lanes = Lanes()
+    assert not lanes.receiving()
+    one = next(iter(lanes))
+    for state in State:
+        one.pid, one.state = 7, state
+        assert (lanes.receiving() == [one]) == (state in (State.IN_RESERVE, State.RECEIVING))
+        one.vacate()
+        assert not lanes.receiving(), state
+
+
 def test_somebody_is_to_spare_until_all_are_away() -> None:
     lanes = Lanes()
     for each in lanes:
         assert lanes.spare()
-        each.state = State.AWAY
+        each.pid, each.state = 7, State.AWAY
     assert not lanes.spare()
     next(iter(lanes)).state = State.IN_RESERVE
     assert lanes.spare()

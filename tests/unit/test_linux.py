@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flagshim.linux import AT_FDCWD, owner, owner_if_cached
+from flagshim.linux.files import AT_FDCWD, owner, owner_if_cached
 
 
 def test_owner(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Bad input of `flagshim run`: one line, cause and way out, and CMD does not start."""
 
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,41 @@ def test_state_folder_that_cannot_be_made() -> None:
 def test_options_of_the_command_are_its_own(tmp_path: Path) -> None:
     result = flagshim("run", "-o", str(tmp_path / "t"), "echo", "-o", "--when", "-h")
     assert result.stdout == "-o --when -h\n"
+
+
+INTERRUPTED_AT_IMPORT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.{handler})
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == "flagshim.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+sys.argv[1:] = ["--version"]
+from flagshim.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("handler", "status"), [("default_int_handler", -signal.SIGINT), ("SIG_IGN", 0)]
+)
+def test_interrupted_before_it_can_say_so(handler: str, status: int) -> None:
+    """Most of a start is the import of modules. No traceback comes of it."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AT_IMPORT.format(handler=handler)],
+        capture_output=True, text=True, check=False, timeout=HANGS, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+@pytest.mark.parametrize("limit", ["-n 8", "-n 6"])
+def test_a_limit_is_named(tmp_path: Path, limit: str) -> None:
+    command = [*flagshim_command(), "run", "-o", str(tmp_path / "t.db"), "--", "true"]
+    done = subprocess.run(
+        ["sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *command],
+        capture_output=True, text=True, check=False, timeout=HANGS, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert done.returncode == 125
+    assert len(done.stderr.splitlines()) == 1
+    assert "ulimit -n" in done.stderr

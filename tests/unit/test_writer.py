@@ -11,8 +11,9 @@ import pytest
 
 from flagshim.errors import FlagshimError
 from flagshim.trace import schema
+from flagshim.trace.bounds import Bound
 from flagshim.trace.events import OpenEvent
-from flagshim.trace.store import begin_session
+from flagshim.trace.store import Batch, TraceFile, begin_session
 from flagshim.trace.writer import TraceWriter
 from tests.support import HANGS, rows
 
@@ -64,6 +65,119 @@ def test_events_arrive_in_order_and_whole(trace: Path) -> None:
     assert rows(trace, "SELECT exit_status, seen, lost FROM session") == [(7, 10_007, 0)]
     assert rows(trace, "SELECT * FROM blind_spot") == [(1, "io_uring", "qemu", 1)]
     assert os.listdir(trace.parent) == [trace.name], "one file is left"
+
+
+@pytest.mark.parametrize("keep", [None, 3])
+@pytest.mark.parametrize("told", [True, False])
+def test_what_a_killed_writer_has_not_written_is_lost(
+    trace: Path, keep: int | None, told: bool
+) -> None:
+    """Whether or not it has told how many it has seen."""
+    session = begin_session(trace, SESSION)
+    file = TraceFile(trace)
+    file.append(session.id, Batch([EVENT] * 5, 13 if told else 5, 1, (), ()))
+    file.close()
+    writer = TraceWriter(session, print, Bound(events=keep))
+    for _ in range(7):
+        writer.record(EVENT)
+    writer.lose(2, "of something else")
+    writer.close(0, calls=23)
+    there = 3 if keep else 12
+    assert rows(trace, "SELECT count(*) FROM event") == [(there,)]
+    assert rows(trace, "SELECT coalesce(sum(opens), 0) FROM dropped") == [(12 - there,)]
+    assert rows(trace, "SELECT seen, lost FROM session") == [(23, 11)]
+
+
+def counts(trace: Path) -> tuple[int, int, int]:
+    """Return how many calls were seen, how many of them are lost, and how many are there."""
+    ((seen, lost),) = rows(trace, "SELECT seen, lost FROM session")
+    ((events,),) = rows(trace, "SELECT count(*) FROM event")
+    ((dropped,),) = rows(trace, "SELECT coalesce(sum(opens), 0) FROM dropped")
+    return seen, lost, events + dropped
+
+
+@pytest.mark.parametrize("keep", [None, 3])
+@pytest.mark.parametrize(("calls", "seen"), [(None, 13), (23, 23)])
+def test_keeper_killed_that_was_not_the_first(
+    trace: Path, keep: int | None, calls: int | None, seen: int
+) -> None:
+    """What is there of any writer counts, not what this one has seen."""
+    session = begin_session(trace, SESSION)
+    file = TraceFile(trace)
+    file.append(session.id, Batch([EVENT] * 5, 6, 1))
+    file.close()
+    writer = TraceWriter(session, print, Bound(events=keep))
+    for _ in range(7):
+        writer.record(EVENT)
+    writer.flush()
+    wait_for(trace, "SELECT seen FROM session", 13)
+    os.kill(writer.keeper_pid, signal.SIGKILL)
+    writer.record(EVENT)
+    writer.close(7, calls=calls)
+    assert counts(trace) == (seen, seen - 12, 12)
+    assert writer.lost == seen - 12
+    assert rows(trace, "SELECT exit_status FROM session") == [(7,)]
+    ((trouble,),) = rows(trace, "SELECT text FROM trouble")
+    assert trouble == writer.trouble == "the process that writes it was killed"
+
+
+def test_keeper_killed_that_was_the_only_one(trace: Path) -> None:
+    writer = begin(trace)
+    for _ in range(5):
+        writer.record(EVENT)
+    writer.flush()
+    wait_for(trace, "SELECT seen FROM session", 5)
+    os.kill(writer.keeper_pid, signal.SIGKILL)
+    for _ in range(7):
+        writer.record(EVENT)
+    writer.lose(2, "of something else")
+    writer.close(0)
+    assert counts(trace) == (14, 9, 5)
+
+
+@pytest.mark.parametrize(("calls", "seen"), [(None, 13), (23, 23)])
+def test_keeper_that_there_cannot_be(
+    trace: Path, monkeypatch: pytest.MonkeyPatch, calls: int | None, seen: int
+) -> None:
+    def no_process() -> int:
+        raise BlockingIOError
+
+    session = begin_session(trace, SESSION)
+    file = TraceFile(trace)
+    file.append(session.id, Batch([EVENT] * 5, 6, 1))
+    file.close()
+    monkeypatch.setattr(os, "fork", no_process)
+    writer = TraceWriter(session, print, without=True)
+    for _ in range(7):
+        writer.record(EVENT)
+        writer.flush()
+    writer.close(0, calls=calls)
+    assert counts(trace) == (seen, seen - 5, 5)
+    ((trouble,),) = rows(trace, "SELECT text FROM trouble")
+    assert trouble == writer.trouble == "no process could be started that writes it"
+
+
+def test_writer_killed_between_messages(trace: Path) -> None:
+    """What it had no time to hand on was not counted either."""
+    session = begin_session(trace, SESSION)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            writer = TraceWriter(session, print)
+            os.kill(writer.keeper_pid, signal.SIGSTOP)  # and so the pipe fills up
+            while writer.flush():
+                for _ in range(2_003):
+                    writer.record(EVENT)
+            os.kill(writer.keeper_pid, signal.SIGCONT)
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    os.waitpid(pid, 0)
+    ended = "SELECT count(*) FROM trouble WHERE text = 'the supervisor was killed'"
+    wait_for(trace, ended, 1)
+    seen, lost, there = counts(trace)
+    assert there > 0
+    assert (seen, lost) == (there, 0)
 
 
 def test_session_that_never_began_is_taken_back(trace: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from flagshim import tracee
 from flagshim.engines.bpf.program import Program, check_privileges, find_tracepoints
-from flagshim.engines.bpf.records import COMM_SIZE, ERRNOS, MISSES, RawOpen, unpack_open
+from flagshim.engines.bpf.records import COMM_SIZE, ERRNOS, MISSES, SKIPPED, RawOpen, unpack_open
 from flagshim.errors import FlagshimError
-from flagshim.linux import memory_at
+from flagshim.linux.memory import memory_at
 
 _CALLS = {
     "open": "open_exit",
@@ -144,9 +144,12 @@ class Observer:
         return Counter({number: count for number, count in counts.items() if count})
 
     def new_misses(self) -> Counter[str]:
-        """Return, by name (see MISSES), what was not told of since the last time."""
+        """Return, by name (see MISSES and SKIPPED), what was not told of since the last time."""
         table = self.table("misses")
         now = Counter({name: sum(table[table.Key(at)]) for at, name in enumerate(MISSES)})
+        skipped = self._program.skipped()
+        for function, name in SKIPPED.items():
+            now[name] += skipped[function]
         new = now - self._told_misses
         self._told_misses = now
         return new

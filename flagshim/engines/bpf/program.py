@@ -5,8 +5,10 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +17,7 @@ from typing import IO, Any, Self
 from flagshim.credentials import has_capabilities, mount_namespace_of
 from flagshim.engines.bpf.headers import point_bcc_at_headers
 from flagshim.errors import FlagshimError
-from flagshim.linux import mount_tracefs_privately
+from flagshim.linux.tracing import mount_tracefs_privately
 
 _SOURCES = Path(__file__).parents[2] / "bpf"
 _DISTRIBUTION = Path("/usr/lib/python3/dist-packages/bcc/__init__.py")
@@ -183,6 +185,19 @@ class Program:
         """Return a map."""
         return self.bpf[name.encode()]
 
+    def skipped(self) -> Counter[str]:
+        """Return, by function, how often the kernel came by and did not run it.
+
+        Linux 7.3 does not where another process was preempted in it on that CPU; older kernels
+        do not where any BPF program, or bpf(2), was. Of whose call, they do not say. Before
+        6.7 they did not count.
+        """
+        found = Counter[str]()
+        for name, function in self.bpf.funcs.items():
+            with open(f"/proc/self/fdinfo/{function.fd}") as file:
+                found[name.decode()] = skipped_in(file.read())
+        return found
+
     def attach_tracepoint(self, name: str, function: str) -> None:
         """Run a function at a tracepoint, named as in "syscalls:sys_exit_openat".
 
@@ -206,6 +221,12 @@ class Program:
                 return int(self.bpf.load_func(function.encode(), self._bcc.BPF.KPROBE).fd)
             except Exception as error:
                 raise _not_loaded(f"for a uprobe ({function})", str(error), heard()) from None
+
+
+def skipped_in(fdinfo: str) -> int:
+    """Return how often a program was not run, of what the kernel tells of its descriptor."""
+    found = re.search(r"^recursion_misses:\s*(\d+)$", fdinfo, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 class _Heard:

@@ -13,11 +13,14 @@ Show = Callable[[RawOpen, OpenEvent], None]
 
 _LOST = {
     "ring full": "flagshim did not keep up with the kernel, whose ring buffer was full",
+    "return": "the kernel left out the return of a rewritten call (BPF was under way)",
     "rewrite": "too many rewritten calls at a time to wait for the result of each",
 }
 _BLIND = {
     "child": "child not watched (too many processes)",
     "path": "path not in memory when a rule asked for it",
+    "call": "call that the kernel left out, of any process (BPF was under way)",
+    "fork": "fork that the kernel left out, of any process (BPF was under way)",
     "relative path": "relative path, which a rule's folder cannot be compared with",
 }
 
@@ -40,7 +43,7 @@ class Pump:
         self.seen = 0
         self.out_of_reach = 0
         self.misses: Counter[str] = Counter()
-        """What was not told, by the names of `records.MISSES`."""
+        """What was not told, by the names of `records.MISSES` and `records.SKIPPED`."""
 
     @property
     def lost(self) -> int:

@@ -14,8 +14,18 @@ OPEN_EVENT_SIZE = _OPEN_EVENT.size
 ENTERED_NO, ENTERED_YES = 1, 2
 """Whether the kernel began the call, where somebody looked."""
 
-MISSES = ("ring full", "child", "path", "relative path", "rewrite")
+MISSES = ("ring full", "child", "path", "relative path", "rewrite", "return")
 """Names of enum miss, in order."""
+
+SKIPPED = {
+    "open_exit": "call",
+    "openat_exit": "call",
+    "openat2_exit": "call",
+    "handle_exit": "call",
+    "fcntl_exit": "call",
+    "task_new": "fork",
+}
+"""What may have gone unseen when the kernel did not run a function of bpf/opens.c."""
 
 
 class RawOpen(NamedTuple):

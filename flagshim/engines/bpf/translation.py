@@ -14,7 +14,7 @@ from flagshim import tracee
 from flagshim.credentials import Credentials, read_credentials
 from flagshim.engines.bpf.program import started_in
 from flagshim.engines.bpf.records import ENTERED_NO, RawOpen
-from flagshim.linux import AT_FDCWD
+from flagshim.linux.files import AT_FDCWD
 from flagshim.openflags import access_mode
 from flagshim.rules import MACHINE, Rule, decide, fold_path
 from flagshim.syscalls import ARGUMENTS, Kind

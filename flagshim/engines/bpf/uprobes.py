@@ -12,7 +12,8 @@ from typing import Self
 from flagshim import descriptors
 from flagshim.engines.bpf.program import tracefs
 from flagshim.errors import FlagshimError
-from flagshim.linux import open_event, run_at_event, set_name
+from flagshim.linux.process import set_name
+from flagshim.linux.tracing import open_event, run_at_event
 
 _GROUP = "flagshim_"
 _TRIES = 101

@@ -1,7 +1,7 @@
 """Filesystems: which may make one wait, and which must not be opened for somebody else."""
 
 from flagshim.engines.notify.leaving import Leave, MayWait
-from flagshim.linux import FileFacts, filesystem_type
+from flagshim.linux.files import FileFacts, filesystem_type
 from flagshim.trace.events import Reason
 
 _PSEUDO = frozenset(
@@ -40,7 +40,8 @@ class Filesystems:
     """Looks at what files are on, and remembers mounts that never make one wait."""
 
     def __init__(self) -> None:
-        self._local_mounts: set[int] = set()
+        self.local_mounts: set[int] = set()
+        """Where nothing ever makes one wait."""
 
     def check(self, file: int, facts: FileFacts, patient: bool) -> None:
         """Refuse what must not, or must not yet, be opened.
@@ -56,7 +57,7 @@ class Filesystems:
                 one that may make one wait.
         """
         if not patient:
-            if facts.mount not in self._local_mounts:
+            if facts.mount not in self.local_mounts:
                 raise MayWait
             return
         type_ = filesystem_type(file)
@@ -65,4 +66,4 @@ class Filesystems:
         if type_ in _WITH_KEYS:
             raise Leave(Reason.NOT_RESCUED_USER)
         if type_ in _LOCAL and facts.mount is not None:
-            self._local_mounts.add(facts.mount)
+            self.local_mounts.add(facts.mount)

@@ -1,4 +1,4 @@
-"""The guard: starts supervisors, again if they die, and writes down what they tell.
+"""The guard: has supervisors started, again if they die, and writes down what they tell.
 
 It has the listener all along, so that calls wait for the next supervisor, and it touches no
 program, so that nothing a program does can be its end. If it is killed itself, the supervisor
@@ -6,31 +6,31 @@ that receives calls takes its place.
 """
 
 import contextlib
-import errno
 import os
 import select
 import signal
 import time
-from collections.abc import Callable
 from operator import attrgetter
-from typing import NoReturn
 
-from flagshim import descriptors, tracee
+from flagshim import tracee
+from flagshim.engines.notify.crew import EXIT_NOBODY_LEFT, Crew
+from flagshim.engines.notify.idlepoll import IdlePoller
 from flagshim.engines.notify.lanes import Lane, State
 from flagshim.engines.notify.listener import (
     NOTIFICATION_SIZE,
     Gone,
     Listener,
+    Notification,
     notification_in,
 )
-from flagshim.engines.notify.post import Baton, Post
-from flagshim.engines.notify.serving import EVENT, SPOT, TROUBLE, LaneSink, as_event
-from flagshim.engines.notify.supervisor import Ended, Supervisor
+from flagshim.engines.notify.places import RECEIVER, place_at
+from flagshim.engines.notify.post import Post
+from flagshim.engines.notify.serving import EVENT, SPOT, TROUBLE, Server, as_event
 from flagshim.engines.relay import Relay
 from flagshim.engines.stops import WAITED
-from flagshim.errors import Say
-from flagshim.linux import address_of, open_signals, set_name, set_title
-from flagshim.status import listeners
+from flagshim.errors import LIMITS, Say
+from flagshim.linux.libc import address_of
+from flagshim.linux.process import open_signals
 from flagshim.trace.events import OpenEvent, text_or_bytes
 from flagshim.trace.writer import TraceWriter
 
@@ -40,30 +40,27 @@ _CLOSE_UP_SECONDS = 0.005
 _IDLE_DEATHS_MAX = 7
 """How many supervisors may end one after the other without having answered a call, or how often
 none can be started."""
+_REST_SECONDS = 1.0
 _OVER_SECONDS = 1.0
 """How long supervisors may take to see that nobody is left."""
-
-Succeed = Callable[[Post], None]
-"""What a supervisor does whose guard was killed."""
-EXIT_NOBODY_LEFT = 0
 
 
 class Guard:
     """Keeps a post manned."""
 
-    def __init__(self, post: Post, writer: TraceWriter, say: Say, succeed: Succeed) -> None:
+    def __init__(self, post: Post, crew: Crew, writer: TraceWriter, say: Say) -> None:
         """Guard a post.
 
         Args:
             post: to be kept.
+            crew: who serves it.
             writer: of the trace.
             say: how to tell of a supervisor that died.
-            succeed: what becomes of a supervisor if we die.
         """
         self._post = post
+        self._crew = crew
         self._writer = writer
         self._say = say
-        self._succeed = succeed
         self._deaths = 0
         self._idle_deaths = 0
         """How many died one after the other without having answered a call."""
@@ -72,24 +69,17 @@ class Guard:
         self._command_stopped = False
         self._nobody_left = False
         self._leaving = False
-        self._pidfd = os.pidfd_open(os.getpid())
         self._signals = open_signals(WAITED)
         self._ears = select.poll()
         self._ears.register(self._signals, select.POLLIN)
         self._ears.register(post.wake, select.POLLIN)
         self._ears.register(post.listener, 0)  # its end is told all the same
         self._listener = Listener(post.listener)
+        self._poller = IdlePoller(post.lanes, post.alarm, post.command)
+        self._hears_alarm = False
         self._over_at = 0.0
-
-    def begin(self) -> None:
-        """Start the first supervisor, and those for calls that a former guard's had received.
-
-        Raises:
-            OSError: there cannot be another process.
-        """
-        for lane in self._post.lanes:
-            if (lane.call_id or lane.number == 0) and not self._start(lane):
-                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self._rest_until = 0.0
+        """No supervisor is started before: one after the other has died at once."""
 
     def run(self, command: int | None = None) -> int | None:
         """Guard until every thread with the filter has ended.
@@ -113,6 +103,7 @@ class Guard:
             if self._over_at and time.monotonic() > self._over_at:
                 self._end_the_stopped()
             manned = self._keep_manned()
+            self._look_after_the_poller()
             unmanned = 0 if manned else unmanned + 1
             if self._answered() > self._answered_before:
                 self._idle_deaths = 0
@@ -136,8 +127,8 @@ class Guard:
             # go of its memory as well.
             self._command_ended(os.waitpid(command, 0)[1])
         self._listen()
+        self._poller.end()
         os.close(self._signals)
-        os.close(self._pidfd)
         return self._command_status
 
     # --- waiting ------------------------------------------------------------------------
@@ -146,11 +137,22 @@ class Guard:
         for fd, events in self._ears.poll(None if seconds is None else seconds * 1000):
             if fd == self._post.listener and events & (select.POLLHUP | select.POLLERR):
                 self._nobody_is_left()
+            elif fd == self._post.alarm:  # from now on it is the poller's
+                self._poller.start()
+                self._look_after_the_poller()
         with contextlib.suppress(BlockingIOError):
             os.read(self._post.wake, 4096)
         while info := signal.sigtimedwait(WAITED, 0):
             if relay is not None and info.si_signo != signal.SIGCHLD:
                 relay.signalled(info)
+
+    def _look_after_the_poller(self) -> None:
+        self._poller.look_after()
+        if self._poller.is_wanted and not self._hears_alarm:
+            self._ears.register(self._post.alarm, select.POLLIN)
+        elif self._hears_alarm and not self._poller.is_wanted:
+            self._ears.unregister(self._post.alarm)
+        self._hears_alarm = self._poller.is_wanted
 
     def _nobody_is_left(self) -> None:
         """Have the supervisors see it, too; or end those that do not, because they are stopped."""
@@ -169,23 +171,42 @@ class Guard:
 
     def _serve_alone(self) -> None:
         """Let calls go on as they are while no supervisor comes up: better than to hold them."""
-        baton = Baton(self._post)
+        places = self._post.places
+        if not places.try_to_take(RECEIVER):
+            return
         try:
-            if not baton.try_to_take():
-                return
+            for lane in self._post.lanes:
+                if lane.call_id and not lane.pid and not places.holder(place_at(lane.number)):
+                    with contextlib.suppress(OSError):  # no descriptor left: another time
+                        self._finish(lane)
             ready = select.poll()
             ready.register(self._post.listener, select.POLLIN)
             memory = bytearray(NOTIFICATION_SIZE)
-            while any(events & select.POLLIN for _, events in ready.poll(0)):
+            until = time.monotonic() + _LOOK_SECONDS  # and then see whether one can be started
+            while time.monotonic() < until and any(
+                events & select.POLLIN for _, events in ready.poll(0)
+            ):
                 memory[:] = bytes(NOTIFICATION_SIZE)
                 if self._listener.receive(address_of(memory)):
-                    call = notification_in(bytes(memory))
-                    program = text_or_bytes(tracee.program_name(call.tid))
-                    self._writer.blind_spot("no supervisor", program)
-                    with contextlib.suppress(Gone):
-                        self._listener.let_go_on(call.id)
+                    self._let_go_on(notification_in(bytes(memory)))
         finally:
-            baton.drop()
+            places.leave(RECEIVER)
+
+    def _finish(self, lane: Lane) -> None:
+        """Have done with a call that a supervisor has died with."""
+        post = self._post
+        server = Server(
+            post.policy, self._listener, post.lanes, lane, post.confined, post.poke
+        )  # fmt: skip
+        if call := server.settle():
+            self._let_go_on(call)
+            lane.forget_call()
+
+    def _let_go_on(self, call: Notification) -> None:
+        program = text_or_bytes(tracee.program_name(call.tid))
+        self._writer.blind_spot("no supervisor", program)
+        with contextlib.suppress(Gone):
+            self._listener.let_go_on(call.id)
 
     def _recipients(self, command: int) -> set[int]:
         """Return who gets a signal that was sent to us.
@@ -232,7 +253,8 @@ class Guard:
                     case (str(kind), str(spot), str() | bytes() as program) if kind == SPOT:
                         self._writer.blind_spot(spot, program)
                     case (str(kind), str(text)) if kind == TROUBLE:
-                        self._writer.complain(text)
+                        if self._idle_deaths < _IDLE_DEATHS_MAX:  # it would be the same again
+                            self._writer.complain(text)
             if lost := lane.take_lost():
                 self._writer.lose(lost, "the guard did not get enough CPU")
         for event in sorted(events, key=attrgetter("time_ns")):
@@ -261,24 +283,27 @@ class Guard:
                 self._replace(lane, status)
         if self._nobody_left:
             return None if all(lane.state is State.NOBODY for lane in lanes) else True
-        if not any(lane.state in (State.RECEIVING, State.IN_RESERVE) for lane in lanes):
-            for lane in lanes:
-                if lane.state is State.NOBODY:
-                    return self._start(lane)
-        return True
+        if time.monotonic() < self._rest_until:
+            return False
+        return self._crew.complete()
 
     def _answered(self) -> int:
         return sum(each.answered for each in self._post.lanes)
 
     def _replace(self, lane: Lane, status: int) -> None:
         former = lane.pid
+        lane.vacate()
         self._deaths += 1
         answered = self._answered()
         self._idle_deaths = 0 if answered > self._answered_before else self._idle_deaths + 1
         self._answered_before = answered
         if 1 < self._idle_deaths < _IDLE_DEATHS_MAX:
             time.sleep(_CLOSE_UP_SECONDS * 2**self._idle_deaths)
-        started = self._start(lane)
+        if self._idle_deaths >= _IDLE_DEATHS_MAX:
+            self._rest_until = time.monotonic() + _REST_SECONDS
+            started = False
+        else:
+            started = self._crew.start(lane)
         how = os.waitstatus_to_exitcode(status)
         cause = f"was killed by signal {-how}" if how < 0 else f"ended with {how}"
         successor = f"{lane.pid} serves on" if started else "none can be started just now"
@@ -288,54 +313,6 @@ class Guard:
         elif self._idle_deaths == _IDLE_DEATHS_MAX:
             text = f"{_IDLE_DEATHS_MAX} supervisors ended at once; opens go on unserved meanwhile"
             self._writer.complain(text)
-            self._say(f"{text}; see ulimit -n, ulimit -u and ulimit -v")
+            self._say(f"{text}; {LIMITS}")
         if self._deaths == 1:
             self._say(f"{text} (said once; see the trace for others)")
-
-    def _start(self, lane: Lane) -> bool:
-        lane.state = State.IN_RESERVE
-        try:
-            pid = os.fork()
-        except OSError:  # no more processes just now: another time
-            lane.vacate()
-            return False
-        if pid == 0:
-            self._be_supervisor(lane)
-        lane.pid = pid
-        return True
-
-    def _be_supervisor(self, lane: Lane) -> NoReturn:
-        status = 1
-        try:
-            set_name("flagshim")
-            set_title(f"flagshim: supervisor of {self._post.command}")
-            descriptors.blank(0, 1)
-            descriptors.close_all_but(self._pidfd, *self._post.descriptors, *listeners())
-            supervisor = Supervisor(self._post, lane, self._pidfd)
-            if supervisor.run() is Ended.NO_GUARD:
-                end_supervisors(self._post)
-                supervisor.let_others_receive()
-                self._succeed(self._post)
-            status = EXIT_NOBODY_LEFT
-        except Exception as error:
-            text = f"supervisor {os.getpid()} failed: {type(error).__name__}: {error}"
-            LaneSink(self._post.lanes, lane, self._post.poke).complain(text)
-        finally:
-            os._exit(status)
-
-
-def end_supervisors(post: Post) -> None:
-    """End all but ourselves: a guard can wait only for those it has started."""
-    for lane in post.lanes:
-        pid = lane.pid
-        lane.vacate()
-        if pid in (0, os.getpid()):
-            continue
-        with contextlib.suppress(OSError):
-            end = os.pidfd_open(pid)
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                ours = file.read().startswith(f"flagshim: supervisor of {post.command}".encode())
-            if ours:
-                signal.pidfd_send_signal(end, signal.SIGKILL)
-                select.select([end], [], [])
-            os.close(end)

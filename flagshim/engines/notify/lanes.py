@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 
 from flagshim.engines.notify.listener import NOTIFICATION_SIZE
-from flagshim.linux import address_of
+from flagshim.linux.libc import address_of
 
 LANES = 31
 """How many supervisors there can be at a time, all but one waiting for a filesystem."""
@@ -27,10 +27,13 @@ _SHARED_SIZE = 4096
 _CALL_AT = 128
 _CALL_ID = _CALL_AT // 8
 _ALIGNMENT = 8
-_RECORD = struct.Struct("=Ii")
-"""Before each record: its size with this and padding, and a descriptor."""
+_RECORD = struct.Struct("=IiQ")
+"""Before each record: its size with this and padding, a descriptor, and how many events there are
+up to and with this. That many were taken once this is: a guard may be killed between a record and
+a counter, and who comes after it would count twice."""
+_size, _descriptor, _events = (struct.Struct(form) for form in ("=I", "=i", "=8xQ"))
 _TO_THE_START = 0xFFFF_FFFF
-"""Instead of a size: the next record is at the start of the ring."""
+"""Instead of a size and the rest: the next record is at the start of the ring."""
 _NO_DESCRIPTOR = -1
 _PATIENCE_SECONDS = 1.0
 """How long to wait for room in the ring before records are lost."""
@@ -38,16 +41,19 @@ _MOMENT_SECONDS = 1e-3
 
 (
     _PID, _STATE, _HEAD, _TAIL, _LOST, _ANSWERED, _PREPARED_AT, _PREPARED_END, _STRIKES,
-    _STRUCK_CALL, _MARK, _GIVEN,
-) = range(12)  # fmt: skip
+    _STRUCK_CALL, _MARK, _GIVEN, _EVENTS, _TAKEN, _LOST_TOLD,
+) = range(15)  # fmt: skip
 """Words of 64 bits at the beginning of a lane."""
 _tick = struct.Struct("=Q")
 (
     _SOMEONE_CONFINED, _NOT_ALL_NO_NEW_PRIVS, _GUARD_LOOKS_SOON, _GROUPS_CHANGED, _GUARD_LEAVES,
-) = range(5)  # fmt: skip
+    _POLLER_RESTS,
+) = range(6)  # fmt: skip
 """Bytes at the start of the memory, each 0 or 1."""
 _CONFINED_SINCE = 8
-"""Where that is in the memory that all share."""
+_QUICK_CALLS = 16
+_REIGN = 24
+"""Where these are in the memory that all share."""
 _NO_CALL = bytes(NOTIFICATION_SIZE)
 
 
@@ -69,6 +75,11 @@ class Lanes:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _SHARED_SIZE + LANES * _LANE_SIZE)
         self._lanes = [Lane(self._memory, n) for n in range(LANES)]
+        self._quick_calls = self._word(_QUICK_CALLS)
+        self._reign = self._word(_REIGN)
+
+    def _word(self, at: int) -> memoryview:
+        return memoryview(self._memory)[at : at + 8].cast("Q")
 
     def __iter__(self) -> Iterator["Lane"]:
         return iter(self._lanes)
@@ -76,6 +87,10 @@ class Lanes:
     def spare(self) -> bool:
         """Tell whether somebody is there to receive calls, or could be, while another is away."""
         return any(lane.state in (State.IN_RESERVE, State.NOBODY) for lane in self._lanes)
+
+    def receiving(self) -> list["Lane"]:
+        """Return the lanes of those who receive calls, or wait for their turn to."""
+        return [lane for lane in self._lanes if lane.state in (State.RECEIVING, State.IN_RESERVE)]
 
     @property
     def someone_confined(self) -> bool:
@@ -132,6 +147,39 @@ class Lanes:
     def guard_leaves(self, leaves: bool) -> None:
         self._memory[_GUARD_LEAVES] = leaves
 
+    @property
+    def quick_calls(self) -> int:
+        """How many calls came soon after the one before; no exact count."""
+        return self._quick_calls[0]
+
+    def count_quick_call(self) -> bool:
+        """Count one; tell whether the idle poller has to be woken to see it."""
+        self._quick_calls[0] += 1
+        return self._memory[_POLLER_RESTS] != 0
+
+    @property
+    def taken(self) -> int:
+        """How many events guards have taken from all lanes, and how many found no room."""
+        return sum(lane.taken for lane in self._lanes)
+
+    @property
+    def reign(self) -> int:
+        """How many guards there were before this one."""
+        return self._reign[0]
+
+    def begin_reign(self) -> None:
+        """Take note that we are the next guard."""
+        self._reign[0] += 1
+
+    @property
+    def poller_rests(self) -> bool:
+        """Whether the idle poller has to be woken to see that there is another quick call."""
+        return self._memory[_POLLER_RESTS] != 0
+
+    @poller_rests.setter
+    def poller_rests(self, rests: bool) -> None:
+        self._memory[_POLLER_RESTS] = rests
+
 
 class Lane:
     """What one supervisor at a time writes, and the guard reads."""
@@ -144,7 +192,10 @@ class Lane:
         self._words = memoryview(memory)[self._start : self._ring].cast("Q")
         self._tail_waited_for = -1
         self._give_up_at = 0.0
-        self.call_address = address_of(memory) + self._start + _CALL_AT
+        call_at = self._start + _CALL_AT
+        self.call_address = address_of(memory) + call_at
+        self.call = memoryview(memory)[call_at : call_at + NOTIFICATION_SIZE]
+        """What the kernel has put there: struct seccomp_notif."""
 
     # --- who ----------------------------------------------------------------------------
 
@@ -160,7 +211,7 @@ class Lane:
     @property
     def state(self) -> State:
         """What that does."""
-        return State(self._words[_STATE])
+        return State(self._words[_STATE]) if self.pid else State.NOBODY
 
     @state.setter
     def state(self, state: State) -> None:
@@ -169,7 +220,6 @@ class Lane:
     def vacate(self) -> None:
         """Take note that its supervisor is gone."""
         self._words[_PID] = 0
-        self.state = State.NOBODY
 
     @property
     def answered(self) -> int:
@@ -177,12 +227,6 @@ class Lane:
         return self._words[_ANSWERED]
 
     # --- the call -----------------------------------------------------------------------
-
-    @property
-    def call(self) -> bytes:
-        """What the kernel has put there: struct seccomp_notif."""
-        start = self._start + _CALL_AT
-        return self._memory[start : start + NOTIFICATION_SIZE]
 
     @property
     def call_id(self) -> int:
@@ -196,16 +240,16 @@ class Lane:
         self._words[_STRUCK_CALL] = self.call_id
         return strikes
 
+    def pardon(self) -> None:
+        """Do not count those who have died so far: it was not because of the call."""
+        self._words[_STRUCK_CALL] = 0
+
     # --- a descriptor on its way to the thread ------------------------------------------
 
     @property
     def mark(self) -> int:
         """The offset that tells the file which is being given to the thread; 0 for none."""
         return self._words[_MARK]
-
-    @mark.setter
-    def mark(self, offset: int) -> None:
-        self._words[_MARK] = offset
 
     @property
     def given(self) -> int | None:
@@ -218,37 +262,42 @@ class Lane:
 
     def forget_call(self) -> None:
         """Make room for another call: it was answered, or waits no more."""
-        start = self._start + _CALL_AT
-        self._words[_ANSWERED] += 1
-        self._memory[start : start + NOTIFICATION_SIZE] = _NO_CALL
-        self._words[_GIVEN] = 0
-        self._words[_MARK] = 0
-        self._words[_PREPARED_END] = 0
+        words = self._words
+        words[_ANSWERED] += 1
+        self.call[:] = _NO_CALL
+        words[_GIVEN] = words[_MARK] = words[_PREPARED_END] = 0
 
     # --- what is told, by the supervisor ------------------------------------------------
 
-    def prepare(self, record: tuple[object, ...]) -> bool:
+    def prepare(self, record: tuple[object, ...], is_event: bool = True, mark: int = 0) -> bool:
         """Write down what is to be told of the call once it is answered.
+
+        Args:
+            record: that.
+            is_event: whether it counts as an event.
+            mark: see there.
 
         Returns:
             Whether there was room; else it is counted as lost.
         """
+        words = self._words
+        words[_MARK] = mark
         payload = marshal.dumps(record)  # type: ignore[arg-type]
         size = -(-(_RECORD.size + len(payload)) // _ALIGNMENT) * _ALIGNMENT
-        head = self._words[_HEAD]
+        head = words[_HEAD]
         left = _RING_SIZE - head % _RING_SIZE
         start = head if size <= left else head + left
-        if not self._has_room(start + size):
-            self._words[_LOST] += 1
+        if start + size - words[_TAIL] > _RING_SIZE and not self._has_room(start + size):
+            words[_LOST] += 1
             return False
         if start != head:
-            _RECORD.pack_into(self._memory, self._ring + head % _RING_SIZE, _TO_THE_START, 0)
+            _size.pack_into(self._memory, self._ring + head % _RING_SIZE, _TO_THE_START)
         at = self._ring + start % _RING_SIZE
-        _RECORD.pack_into(self._memory, at, size, _NO_DESCRIPTOR)
+        _RECORD.pack_into(self._memory, at, size, _NO_DESCRIPTOR, words[_EVENTS] + is_event)
         at += _RECORD.size
         self._memory[at : at + len(payload)] = payload
-        self._words[_PREPARED_AT] = start
-        self._words[_PREPARED_END] = start + size
+        words[_PREPARED_AT] = start
+        words[_PREPARED_END] = start + size
         return True
 
     def _has_room(self, end: int) -> bool:
@@ -271,16 +320,22 @@ class Lane:
         """Tell whether it was told."""
         return self._words[_HEAD] >= self._words[_PREPARED_END]
 
-    def publish(self, descriptor: int | None = None) -> None:
+    def publish(self, descriptor: int | None = None) -> bool:
         """Tell what was prepared.
 
         Args:
             descriptor: what the call returned, unless it failed or nobody knows.
+
+        Returns:
+            Whether the guard may have to be woken to hear it.
         """
+        words = self._words
+        at = self._ring + words[_PREPARED_AT] % _RING_SIZE
         if descriptor is not None:
-            at = self._ring + self._words[_PREPARED_AT] % _RING_SIZE + 4
-            self._memory[at : at + 4] = descriptor.to_bytes(4, "little", signed=True)
-        self._words[_HEAD] = self._words[_PREPARED_END]
+            _descriptor.pack_into(self._memory, at + 4, descriptor)
+        (words[_EVENTS],) = _events.unpack_from(self._memory, at)
+        words[_HEAD] = words[_PREPARED_END]
+        return not self._memory[_GUARD_LOOKS_SOON]
 
     def withdraw(self) -> None:
         """Do not tell what was prepared."""
@@ -293,18 +348,25 @@ class Lane:
         tail, head = self._words[_TAIL], self._words[_HEAD]
         while tail < head:
             at = self._ring + tail % _RING_SIZE
-            size, descriptor = _RECORD.unpack_from(self._memory, at)
+            (size,) = _size.unpack_from(self._memory, at)
             if size == _TO_THE_START:
                 tail += _RING_SIZE - tail % _RING_SIZE
                 continue
+            _, descriptor, events = _RECORD.unpack_from(self._memory, at)
             record = marshal.loads(self._memory[at + _RECORD.size : at + size])
             yield record, None if descriptor == _NO_DESCRIPTOR else descriptor
             tail += size
+            self._words[_TAKEN] = events
             self._words[_TAIL] = tail
 
     def take_lost(self) -> int:
         """Return how many records there was no room for, since the last time."""
-        lost = self._words[_LOST]
+        lost = self._words[_LOST] - self._words[_LOST_TOLD]
         if lost:
-            self._words[_LOST] = 0
+            self._words[_LOST_TOLD] += lost
         return lost
+
+    @property
+    def taken(self) -> int:
+        """How many events were taken from here, and how many records found no room."""
+        return self._words[_TAKEN] + self._words[_LOST]

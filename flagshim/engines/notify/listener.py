@@ -8,7 +8,8 @@ import fcntl
 import struct
 from typing import NamedTuple
 
-from flagshim.linux import address_of, device_control
+from flagshim.linux.filters import device_control
+from flagshim.linux.tuples import new_tuple
 
 NOTIFICATION_SIZE = 80
 """Of struct seccomp_notif, in bytes."""
@@ -22,7 +23,7 @@ _USER_NOTIF_FD_SYNC_WAKE_UP = 1
 _USER_NOTIF_FLAG_CONTINUE = 1
 
 # struct seccomp_notif: id, pid, flags, then struct seccomp_data: nr, arch, ip, args[6].
-_notification = struct.Struct("=QIIiIQ6Q")
+_notification = struct.Struct("=QIIIIQ6Q")
 _response = struct.Struct("=QqiI")  # id, val, error, flags
 _addfd = struct.Struct("=QIIII")  # id, flags, srcfd, newfd, newfd_flags
 _id = struct.Struct("=Q")
@@ -40,12 +41,11 @@ class Notification(NamedTuple):
     arguments: tuple[int, ...]
 
 
-def notification_in(memory: bytes) -> Notification:
+def notification_in(memory: bytes | memoryview) -> Notification:
     """Read struct seccomp_notif."""
-    number, tid, _, call, audit_arch, instruction, *arguments = _notification.unpack(memory)
-    return Notification(
-        number, tid, call & 0xFFFF_FFFF, audit_arch, instruction, tuple(arguments)
-    )  # fmt: skip
+    words = _notification.unpack(memory)
+    values = (words[0], words[1], words[3], words[4], words[5], words[6:])
+    return new_tuple(Notification, values)
 
 
 class Gone(Exception):
@@ -57,8 +57,6 @@ class Listener:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._buffer = bytearray(_response.size)
-        self._at = address_of(self._buffer)
 
     def share_a_cpu(self) -> bool:
         """Have threads and us wake each other on the CPU we are on: no idle one is to be woken.
@@ -88,9 +86,8 @@ class Listener:
 
     def is_waiting(self, id_: int) -> bool:
         """Tell whether a call still waits, which also says that its thread's ID is still its."""
-        _id.pack_into(self._buffer, 0, id_)
         try:
-            device_control(self.fd, _ID_VALID, self._at)
+            fcntl.ioctl(self.fd, _ID_VALID, _id.pack(id_))
         except FileNotFoundError:
             return False
         return True
@@ -101,15 +98,7 @@ class Listener:
         Raises:
             Gone: see there.
         """
-        self._send(id_, 0, 0, _USER_NOTIF_FLAG_CONTINUE)
-
-    def succeed(self, id_: int, value: int) -> None:
-        """Have the call return a value.
-
-        Raises:
-            Gone: see there.
-        """
-        self._send(id_, value, 0, 0)
+        self.answer(id_, flags=_USER_NOTIF_FLAG_CONTINUE)
 
     def fail(self, id_: int, number: int) -> None:
         """Have the call fail with an errno.
@@ -117,7 +106,7 @@ class Listener:
         Raises:
             Gone: see there.
         """
-        self._send(id_, 0, -number, 0)
+        self.answer(id_, error=-number)
 
     def give(self, id_: int, fd: int, flags: int) -> int:
         """Give the thread a duplicate of our descriptor; its call still waits.
@@ -138,15 +127,19 @@ class Listener:
             Gone: see there.
             OSError: the thread cannot have another (EMFILE); the call still waits.
         """
-        _addfd.pack_into(self._buffer, 0, id_, 0, fd, 0, flags)
+        request = bytearray(_addfd.pack(id_, 0, fd, 0, flags))  # of bytes, bytes come back
         try:
-            return device_control(self.fd, _ADDFD, self._at)
+            return int(fcntl.ioctl(self.fd, _ADDFD, request))
         except FileNotFoundError:
             raise Gone from None
 
-    def _send(self, id_: int, value: int, error: int, flags: int) -> None:
-        _response.pack_into(self._buffer, 0, id_, value, error, flags)
+    def answer(self, id_: int, value: int = 0, error: int = 0, flags: int = 0) -> None:
+        """Have the call return a value, or what else `let_go_on` and `fail` say.
+
+        Raises:
+            Gone: see there.
+        """
         try:
-            device_control(self.fd, _SEND, self._at)
+            fcntl.ioctl(self.fd, _SEND, _response.pack(id_, value, error, flags))
         except FileNotFoundError:
             raise Gone from None

@@ -8,24 +8,25 @@ from flagshim import tracee
 from flagshim.engines.calls import OpenCall, signed
 from flagshim.engines.notify.leaving import Leave, MayWait, because_of, new_file
 from flagshim.engines.notify.standing import Standings
-from flagshim.linux import (
+from flagshim.linux.files import (
     AT_FDCWD,
     RESOLVE_BENEATH,
     RESOLVE_CACHED,
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_SYMLINKS,
-    duplicate_of,
     facts_of,
     inode_of,
     open_by_handle_at,
     openat2,
 )
+from flagshim.linux.pidfds import duplicate_of
 from flagshim.syscalls import OPEN_HOW_MIN, Kind
 from flagshim.trace.events import Reason
 
 _PROC = b"/proc/self/fd/%d"
-_DIRECTORY = os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY
+_ROOT = b"/proc/%d/root"
+DIRECTORY = os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY
 _STICKY = stat.S_ISVTX | stat.S_IWOTH, stat.S_ISVTX | stat.S_IWGRP
 _ATTEMPTS = 7
 """How often a path is looked up anew that somebody renames meanwhile (openat2(2), EAGAIN)."""
@@ -42,7 +43,7 @@ class Lookup:
 
     def __init__(self, standings: Standings) -> None:
         self._standings = standings
-        self._root = _place_of(b"/")
+        self.root = _place_of(b"/")
 
     def start(self, call: OpenCall, tid: int, same_root: bool, patient: bool) -> tuple[int, int]:
         """Return a descriptor that the path starts from, or AT_FDCWD, and how to resolve it.
@@ -67,12 +68,12 @@ class Lookup:
                     raise Leave(Reason.FAILED, errno.EXDEV)
                 if same_root:
                     return AT_FDCWD, resolve
-                return os.open(b"/proc/%d/root" % tid, _DIRECTORY), resolve | RESOLVE_IN_ROOT
-            start = os.open(tracee.directory_of(tid, call.dirfd), _DIRECTORY)
+                return os.open(_ROOT % tid, DIRECTORY), resolve | RESOLVE_IN_ROOT
+            start = os.open(tracee.directory_of(tid, call.dirfd), DIRECTORY)
             if not same_root and not call.resolve & (RESOLVE_IN_ROOT | RESOLVE_BENEATH):
                 resolve |= RESOLVE_BENEATH  # what leads out of there would lead into our root
                 try:
-                    if _may_climb(call) and not _is_inside(start, self._root_of(tid), patient):
+                    if _may_climb(call) and not _is_inside(start, _place_of(_ROOT % tid), patient):
                         if b".." in call.path.split(b"/"):
                             raise Leave(Reason.NOT_RESCUED_ROOT)
                         resolve |= RESOLVE_NO_SYMLINKS
@@ -92,13 +93,9 @@ class Lookup:
     def shares_root(self, tid: int) -> bool:
         """Tell whether an absolute path means to a thread what it means to us."""
         try:
-            return self._root_of(tid) == self._root
+            return _place_of(_ROOT % tid) == self.root
         except OSError:  # a thread that is gone, or that we may not look into
             return False
-
-    @staticmethod
-    def _root_of(tid: int) -> Place:
-        return _place_of(b"/proc/%d/root" % tid)
 
     def duplicate(self, tid: int, fd: int) -> int:
         """Return a duplicate of a descriptor of a thread.
@@ -151,7 +148,7 @@ class Lookup:
         Raises:
             Leave, MayWait: as Opener.open does.
         """
-        flags = os.O_PATH | os.O_CLOEXEC | call.flags & (os.O_NOFOLLOW | os.O_DIRECTORY)
+        flags = flags_to_find(call.flags)
         if handle is not None:
             return _find_by_handle(handle, start, flags, resolve)
         assert call.path
@@ -185,6 +182,11 @@ class Lookup:
         return because_of(error, Reason.FAILED)
 
 
+def flags_to_find(flags: int) -> int:
+    """Return how to find the file of a call that has flags, without opening it."""
+    return os.O_PATH | os.O_CLOEXEC | flags & (os.O_NOFOLLOW | os.O_DIRECTORY)
+
+
 def _find_to_create(call: OpenCall, start: int, flags: int, resolve: int) -> int:
     """Find a file that would be made if it were not there.
 
@@ -195,7 +197,7 @@ def _find_to_create(call: OpenCall, start: int, flags: int, resolve: int) -> int
     parent, slash, name = call.path.rpartition(b"/")
     if not name or name in (b".", b".."):
         raise Leave(Reason.FAILED, errno.EISDIR)
-    directory = openat2(start, parent + slash or b".", _DIRECTORY, 0, resolve)
+    directory = openat2(start, parent + slash or b".", DIRECTORY, 0, resolve)
     try:
         mode = facts_of(directory).mode
         if any(mode & bits == bits for bits in _STICKY):
@@ -235,9 +237,10 @@ def _find_by_handle(handle: bytes, mount: int, flags: int, resolve: int) -> int:
 
 def _place_of(directory: bytes) -> Place:
     facts = facts_of(AT_FDCWD, directory)
-    if facts.mount is None:  # before Linux 6.8 IDs are used again, but not of what is still there
-        return inode_of(directory, follow=True).mount_id, facts.inode
-    return facts.mount, facts.inode
+    mount = facts.mount
+    if mount is None:  # before Linux 6.8 IDs are used again, but not of what is still there
+        mount = inode_of(directory, follow=True).mount_id
+    return mount, facts.inode
 
 
 def _may_climb(call: OpenCall) -> bool:
@@ -265,7 +268,7 @@ def _is_inside(start: int, root: Place, patient: bool) -> bool:
                 return place == root
             last = place
             try:
-                above = openat2(here, b"..", _DIRECTORY, 0, 0 if patient else RESOLVE_CACHED)
+                above = openat2(here, b"..", DIRECTORY, 0, 0 if patient else RESOLVE_CACHED)
             except BlockingIOError:
                 raise MayWait from None
             os.close(here)

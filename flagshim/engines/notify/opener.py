@@ -18,13 +18,21 @@ from flagshim.engines.calls import OpenCall, signed
 from flagshim.engines.notify.filesystems import Filesystems
 from flagshim.engines.notify.leaving import Leave, MayWait, because_of, new_file
 from flagshim.engines.notify.lookup import Lookup, read_handle
-from flagshim.engines.notify.standing import CannotBe, Impersonation, Standing, Standings
-from flagshim.linux import AT_FDCWD, RESOLVE_CACHED, FileFacts, facts_of
+from flagshim.engines.notify.standing import CannotBe, Impersonation, Standing
+from flagshim.linux.files import (
+    AT_FDCWD,
+    RESOLVE_CACHED,
+    FileFacts,
+    facts_of,
+)
 from flagshim.rules import noatime_refusal
 from flagshim.syscalls import I386, Kind
 from flagshim.trace.events import Reason
 
 _PROC = b"/proc/self/fd/%d"
+_INT_MAX = 0x7FFF_FFFF
+_REOPENED = ~os.O_NOFOLLOW & _INT_MAX  # open(2) does not look at other bits
+_NO_WAITING = os.O_NONBLOCK | os.O_CLOEXEC
 _LARGE = 1 << 31
 _O_LARGEFILE = 0o100000
 _O_TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
@@ -41,10 +49,12 @@ class Opened(NamedTuple):
 class Opener:
     """Opens files for threads; and sets flags of descriptors they have."""
 
-    def __init__(self, standings: Standings) -> None:
-        self._lookup = Lookup(standings)
-        self._impersonation = Impersonation()
-        self._filesystems = Filesystems()
+    def __init__(
+        self, lookup: Lookup, impersonation: Impersonation, filesystems: Filesystems
+    ) -> None:
+        self._lookup = lookup
+        self._impersonation = impersonation
+        self._filesystems = filesystems
 
     def open(
         self,
@@ -61,7 +71,7 @@ class Opener:
             call: `clear` is filled with the bits that were taken off, as is what led to it.
             tid: the thread, which stands still.
             thread: who that is.
-            shares_root: as the method says.
+            shares_root: whether it shares our root.
             is_waiting: tells whether the thread is still the one with that ID.
             patient: whether to go on where a filesystem may have to be waited for.
 
@@ -139,13 +149,9 @@ class Opener:
                 raise Leave(Reason.FAILED, error.errno or 0) from None
             finally:
                 who.come_back()
-            return _name_of(duplicate)
+            return name_of(duplicate)
         finally:
             os.close(duplicate)
-
-    def shares_root(self, tid: int) -> bool:
-        """Tell whether an absolute path means to a thread what it means to us."""
-        return self._lookup.shares_root(tid)
 
     def marked(self, tid: int, offset: int) -> int | None:
         """Return the descriptor of a thread whose file is at an offset; None if there is none."""
@@ -170,12 +176,15 @@ class Opener:
     # --- whether, and how ---------------------------------------------------------------
 
     def _check_found(self, call: OpenCall, file: int, patient: bool) -> FileFacts:
-        facts = facts_of(file)
-        if stat.S_ISLNK(facts.mode):
-            if call.flags & os.O_NOFOLLOW:
-                raise Leave(Reason.FAILED, errno.ELOOP)
-            raise Leave(new_file(call))  # O_CREAT, and nobody knows yet what it leads to
-        self._filesystems.check(file, facts, patient)
+        try:
+            facts = facts_of(file)
+            if stat.S_ISLNK(facts.mode):
+                if call.flags & os.O_NOFOLLOW:
+                    raise Leave(Reason.FAILED, errno.ELOOP)
+                raise Leave(new_file(call))  # O_CREAT, and nobody knows yet what it leads to
+            self._filesystems.check(file, facts, patient)
+        except OSError as error:  # its server is gone, as the open will find
+            raise because_of(error, Reason.FAILED) from None
         if call.flags & os.O_CREAT and stat.S_ISDIR(facts.mode):
             raise Leave(Reason.FAILED, errno.EISDIR)
         return facts
@@ -203,19 +212,20 @@ class Opener:
         flags = call.flags & ~call.clear & ~(_WITH_EFFECT & ~os.O_TRUNC)
         try:
             if flags & os.O_TRUNC and patient:  # whoever is killed while he waits truncates nothing
-                os.close(_reopen(file, flags & ~os.O_TRUNC, patient))
+                os.close(reopen(file, flags & ~os.O_TRUNC, patient))
                 if not is_waiting():
                     raise ProcessLookupError
-            fd = _reopen(file, flags, patient)
+            fd = reopen(file, flags, patient)
         except BlockingIOError:
             if patient or call.flags & os.O_NONBLOCK:
-                raise Leave(Reason.FAILED, errno.EAGAIN) from None
+                refusals = [errno.EPERM] if call.predicted else call.refusals
+                raise Leave(Reason.FAILED, (refusals or [errno.EAGAIN])[-1]) from None
             raise MayWait from None
         except ProcessLookupError:
             raise
         except OSError as error:
             raise because_of(error, Reason.FAILED) from None
-        return Opened(fd, _name_of(fd))
+        return Opened(fd, name_of(fd))
 
     def _decide(
         self,
@@ -259,24 +269,24 @@ def _refusal(call: OpenCall, file: int) -> int:
         if call.kind is Kind.SETFL:
             set_flags(file, flags)
         else:
-            os.close(_reopen(file, flags & ~_WITH_EFFECT, patient=False))
+            os.close(reopen(file, flags & ~_WITH_EFFECT, patient=False))
     except OSError as error:
         return error.errno or 0
     return 0
 
 
-def _reopen(file: int, flags: int, patient: bool) -> int:
+def reopen(file: int, flags: int, patient: bool) -> int:
     """Open what an O_PATH descriptor stands for, without a look at any path of it.
 
     Not to wait for somebody's lease (fcntl(2), F_SETLEASE), it takes O_NONBLOCK; no other
     regular file or directory is impressed by that, and the flag is taken away again.
     """
-    flags &= ~os.O_NOFOLLOW
+    flags &= _REOPENED
     if patient or flags & os.O_NONBLOCK:
         return os.open(_PROC % file, flags | os.O_CLOEXEC)
-    fd = os.open(_PROC % file, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = os.open(_PROC % file, flags | _NO_WAITING)
     try:
-        set_flags(fd, flags)
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
     except OSError:
         os.close(fd)
         raise
@@ -294,10 +304,11 @@ def _has_no_room(tid: int) -> bool:
 
 def set_flags(fd: int, flags: int) -> None:
     """F_SETFL of fcntl(2)."""
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags & 0x7FFF_FFFF)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & _INT_MAX)
 
 
-def _name_of(fd: int) -> bytes | None:
+def name_of(fd: int) -> bytes | None:
+    """Return the path of an open file of ours."""
     try:
         return os.readlink(_PROC % fd)
     except OSError:

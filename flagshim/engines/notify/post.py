@@ -1,10 +1,10 @@
 """What guard and supervisors of one program have in common, and hand on to their successors."""
 
-import fcntl
 import os
 from dataclasses import dataclass
 
 from flagshim.engines.notify.lanes import Lanes
+from flagshim.engines.notify.places import Places
 from flagshim.engines.policy import Policy
 from flagshim.engines.roster import Roster
 
@@ -21,16 +21,18 @@ class Post:
     lanes: Lanes
     confined: Roster
     """Processes that have confined themselves (landlock(7)); and which one is the command."""
-    baton: int
-    """A file that whoever receives calls has a lock on, which ends with its life (flock(2))."""
+    places: Places
+    """Which of them does what."""
     wake: int
     poke: int
     """The ends of the pipe by which supervisors wake their guard."""
+    alarm: int
+    """An eventfd: calls begin to come in quick succession."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """All that belong to it."""
-        return self.listener, self.baton, self.wake, self.poke
+        return self.listener, self.places.fd, self.wake, self.poke, self.alarm
 
 
 def new_post(policy: Policy, listener: int, pid: int, name: str) -> Post:
@@ -46,34 +48,6 @@ def new_post(policy: Policy, listener: int, pid: int, name: str) -> Post:
     confined.command_started(pid)
     wake, poke = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     return Post(
-        policy, listener, f"{pid} ({name})", Lanes(), confined, os.memfd_create("flagshim"),
-        wake, poke,
+        policy, listener, f"{pid} ({name})", Lanes(), confined, Places(), wake, poke,
+        os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
     )  # fmt: skip
-
-
-class Baton:
-    """The right to receive calls. One of all supervisors has it at a time."""
-
-    def __init__(self, post: Post) -> None:
-        # A lock belongs to an open file description, so each needs one of its own.
-        self._fd = os.open(f"/proc/self/fd/{post.baton}", os.O_RDWR | os.O_CLOEXEC)
-
-    def take(self) -> None:
-        """Wait until it is ours. The kernel hands it on if who has it is killed."""
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-
-    def try_to_take(self) -> bool:
-        """Take it if nobody has it."""
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def pass_on(self) -> None:
-        """Let another have it."""
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-    def drop(self) -> None:
-        """Pass it on, for good."""
-        os.close(self._fd)

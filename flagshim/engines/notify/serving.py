@@ -10,16 +10,19 @@ from collections.abc import Iterator
 
 from flagshim import tracee
 from flagshim.engines.calls import CallReader, OpenCall, Process, event_of
+from flagshim.engines.notify.filesystems import Filesystems
 from flagshim.engines.notify.lanes import Lane, Lanes
 from flagshim.engines.notify.leaving import Leave, MayWait
-from flagshim.engines.notify.listener import Gone, Listener, Notification
-from flagshim.engines.notify.opener import Opened, Opener
-from flagshim.engines.notify.standing import Standing, Standings
+from flagshim.engines.notify.listener import Gone, Listener, Notification, notification_in
+from flagshim.engines.notify.lookup import Lookup
+from flagshim.engines.notify.opener import Opener
+from flagshim.engines.notify.repeats import Repeats
+from flagshim.engines.notify.standing import Impersonation, Standing, Standings
 from flagshim.engines.policy import Policy
 from flagshim.engines.roster import Roster
 from flagshim.seccomp import listened_calls
 from flagshim.syscalls import SECCOMP_FILTER_FLAG_NEW_LISTENER, X32_BIT, Kind
-from flagshim.trace.events import OpenEvent, Reason, text_or_bytes
+from flagshim.trace.events import OpenEvent, Reason
 
 EVENT, SPOT, TROUBLE = "event", "spot", "trouble"
 """What a record of a lane begins with."""
@@ -28,8 +31,7 @@ EVENT, SPOT, TROUBLE = "event", "spot", "trouble"
 class LaneSink:
     """Tells of what is not the answer to a call."""
 
-    def __init__(self, lanes: Lanes, lane: Lane, poke: int) -> None:
-        self._lanes = lanes
+    def __init__(self, lane: Lane, poke: int) -> None:
         self._lane = lane
         self._poke = poke
 
@@ -43,16 +45,19 @@ class LaneSink:
 
     def tell(self, record: tuple[object, ...]) -> None:
         """Tell the guard something at once."""
-        if self._lane.prepare(record):
+        if self._lane.prepare(record, is_event=False):
             self.publish()
             self._lane.withdraw()
 
     def publish(self, descriptor: int | None = None) -> None:
         """Tell what was prepared, and wake the guard if it may sleep."""
-        self._lane.publish(descriptor)
-        if not self._lanes.guard_looks_soon:
-            with contextlib.suppress(OSError):  # full: it is awake; broken: it is dead
-                os.write(self._poke, b"r")
+        if self._lane.publish(descriptor):
+            self.wake()
+
+    def wake(self) -> None:
+        """Have the guard look at what was published."""
+        with contextlib.suppress(OSError):  # full: it is awake; broken: it is dead
+            os.write(self._poke, b"r")
 
 
 class Server:
@@ -77,7 +82,7 @@ class Server:
             confined: processes that have confined themselves; knows the command, too.
             poke: a pipe to the guard.
         """
-        self.sink = LaneSink(lanes, lane, poke)
+        self.sink = LaneSink(lane, poke)
         self._policy = policy
         self._listener = listener
         self._lanes = lanes
@@ -85,9 +90,15 @@ class Server:
         self._confined = confined
         self._reader = CallReader(policy.rules, self.sink)
         self._standings = Standings(lanes)
-        self._opener = Opener(self._standings)
+        self._lookup = Lookup(self._standings)
+        impersonation, filesystems = Impersonation(), Filesystems()
+        self._opener = Opener(self._lookup, impersonation, filesystems)
+        self._repeats = Repeats(
+            lanes, self._standings, self._lookup, impersonation, filesystems
+        )  # fmt: skip
         self._calls = listened_calls()
-        self._processes: dict[int, Process] = {}
+        self._processes: dict[int, tuple[bytes, Process]] = {}
+        """By PID: the executable, and what goes with it."""
         self._marks = itertools.count(random.randrange(_MARKS))
 
     def serve(self, call: Notification, patient: bool) -> None:
@@ -115,6 +126,10 @@ class Server:
             self._let_go_on(call)
         self._lane.forget_call()
 
+    def close(self) -> None:
+        """Let go of the descriptors that are kept from one call to the next."""
+        self._standings.close()
+
     def _let_go_on(self, call: Notification) -> None:
         with contextlib.suppress(Gone):
             self._listener.let_go_on(call.id)
@@ -126,14 +141,21 @@ class Server:
                 self.sink.blind_spot("thread of another PID namespace", b"?")
             self._listener.let_go_on(call.id)
             return
+        if not patient and reason is None and (again := self._repeats.open(kind, call)):
+            event, file, closes_on_exec = again
+            if file is None:
+                self._let_go_on_with(call, event)
+            else:
+                self._hand_over(call, event, file, closes_on_exec)
+            return
         thread = self._standings.of(call.tid)
-        process = self._process(thread.pid, call.tid)
+        executable, process = self._process(thread.pid, call.tid)
         open_call = None
         shares_root = False
 
         def root() -> bytes:
             nonlocal shares_root
-            shares_root = self._opener.shares_root(call.tid)
+            shares_root = self._lookup.shares_root(call.tid)
             return b"/" if shares_root else tracee.root_of(call.tid)
 
         if self._is_open(kind, call, process):
@@ -148,29 +170,30 @@ class Server:
         try:
             self._check(open_call, call.tid, thread, reason)
             if kind is Kind.SETFL:
-                self._set_flags(call, open_call, thread, process)
+                event = self._set_flags(call, open_call, thread, process)
             else:
-                self._open(call, open_call, thread, process, shares_root, patient)
+                event = self._open(call, open_call, thread, process, shares_root, patient)
         except Leave as leave:
-            self._leave(call, open_call, thread, process, leave)
+            event = self._leave(call, open_call, thread, process, leave)
+        if not self._policy.exemption.programs:
+            self._repeats.learn(call, open_call, process, executable, event)
 
     def _is_open(self, kind: Kind, call: Notification, process: Process) -> bool:
         """Take note of a call that is no open; tell whether it is one that rules are for."""
-        program = text_or_bytes(process.program)
         if kind is Kind.IO_URING:
-            self.sink.blind_spot("io_uring", program)
+            self.sink.blind_spot("io_uring", process.program)
         elif kind is Kind.LISTENER:
             if call.arguments[1] & SECCOMP_FILTER_FLAG_NEW_LISTENER:
-                self.sink.blind_spot("seccomp listener", program)
+                self.sink.blind_spot("seccomp listener", process.program)
         elif kind is Kind.LANDLOCK:
             self._confined.add(process.pid)
             no_new_privs = tracee.has_no_new_privs(call.tid)
             self._lanes.confine_someone(_now_in_ticks(), no_new_privs)
-            self.sink.blind_spot("landlock", program)
+            self.sink.blind_spot("landlock", process.program)
         elif kind is Kind.GROUPS:
             self._lanes.change_someones_groups()
         elif self._policy.exemption.programs and self._is_exempt(process.pid):
-            self.sink.blind_spot("exempt", program)
+            self.sink.blind_spot("exempt", process.program)
         else:
             return True
         return False
@@ -193,61 +216,75 @@ class Server:
         process: Process,
         shares_root: bool,
         patient: bool,
-    ) -> None:
+    ) -> OpenEvent:
         def is_waiting() -> bool:
             return self._listener.is_waiting(call.id)
 
         opened = self._opener.open(
             open_call, call.tid, thread, shares_root, is_waiting, patient
         )  # fmt: skip
-        try:
-            self._hand_over(call, open_call, thread, process, opened)
-        finally:
-            os.close(opened.fd)
-
-    def _hand_over(
-        self,
-        call: Notification,
-        open_call: OpenCall,
-        thread: Standing,
-        process: Process,
-        opened: Opened,
-    ) -> None:
         open_call.cleared = open_call.clear
         event = event_of(open_call, call.tid, process, thread.fsuid, opened.path, None, None)
-        told = self._lane.prepare((EVENT, *event))
-        fd = None
-        try:
-            fd = self._give(call, opened.fd, open_call.flags & os.O_CLOEXEC)
-        except Gone:
-            pass
-        except OSError as error:  # EMFILE: the thread has no room for another
-            number = error.errno or errno.EMFILE
-            name = errno.errorcode.get(number, str(number))
-            told = self._lane.prepare((EVENT, *event._replace(errno=name)))
-            self._listener.fail(call.id, number)
-        if told:
-            self.sink.publish(fd)
+        self._hand_over(call, event, opened.fd, open_call.flags & os.O_CLOEXEC)
+        return event
 
-    def _give(self, call: Notification, fd: int, flags: int) -> int:
-        """Give the thread a file and have its call return the descriptor.
+    def _hand_over(
+        self, call: Notification, event: OpenEvent, file: int, closes_on_exec: int
+    ) -> None:
+        """Have a call return a file of ours, which is closed then, and tell of it.
 
         The offset of the file, which the thread has not seen yet, tells a successor of ours
         which of the thread's descriptors that is, if we die in the middle.
         """
         lane = self._lane
-        lane.mark = next(self._marks)
+        mark = next(self._marks)
         try:
-            os.lseek(fd, lane.mark, os.SEEK_SET)
-        except OSError:  # a directory or filesystem without such offsets: then without
-            lane.mark = 0
-        given = lane.given = self._listener.give(call.id, fd, flags)
-        if lane.mark:
-            os.lseek(fd, 0, os.SEEK_SET)
-        self._listener.succeed(call.id, given)
-        return given
+            try:
+                os.lseek(file, mark, os.SEEK_SET)
+            except OSError:  # a directory or filesystem without such offsets: then without
+                mark = 0
+            told = lane.prepare((EVENT, *event), mark=mark)
+            given = None
+            try:
+                given = lane.given = self._listener.give(call.id, file, closes_on_exec)
+                if mark:
+                    os.lseek(file, 0, os.SEEK_SET)
+                self._listener.answer(call.id, given)
+            except Gone:
+                given = None
+            except OSError as error:  # EMFILE: the thread has no room for another
+                given = None
+                number = error.errno or errno.EMFILE
+                name = errno.errorcode.get(number, str(number))
+                told = lane.prepare((EVENT, *event._replace(errno=name)))
+                self._listener.fail(call.id, number)
+            if told and lane.publish(given):
+                self.sink.wake()
+        finally:
+            os.close(file)
 
-    def go_on_giving(self, call: Notification) -> bool:
+    def settle(self) -> Notification | None:
+        """Have done with the call that our lane's former supervisor died with, if it had.
+
+        Returns:
+            The call, if that is still to be served or let go on.
+        """
+        lane = self._lane
+        if not lane.call_id:
+            lane.forget_call()  # for what may be left of it
+            return None
+        if not self._listener.is_waiting(lane.call_id):
+            if lane.is_prepared and not lane.is_published():
+                self.sink.publish(lane.given)
+            lane.forget_call()
+            return None
+        call = notification_in(lane.call)
+        if lane.mark and self._go_on_giving(call):
+            return None
+        lane.withdraw()
+        return call
+
+    def _go_on_giving(self, call: Notification) -> bool:
         """Answer a call whose thread has its descriptor already; False if it has not."""
         given = self._lane.given
         if given is None:
@@ -256,7 +293,7 @@ class Server:
             return False
         self._opener.rewind(call.tid, given, self._lane.mark)
         with contextlib.suppress(Gone):
-            self._listener.succeed(call.id, given)
+            self._listener.answer(call.id, given)
         if self._lane.is_prepared:
             self.sink.publish(given)
         self._lane.forget_call()
@@ -264,7 +301,7 @@ class Server:
 
     def _set_flags(
         self, call: Notification, open_call: OpenCall, thread: Standing, process: Process
-    ) -> None:
+    ) -> OpenEvent:
         path = self._opener.set_flags(
             open_call, call.tid, thread, lambda: self._listener.is_waiting(call.id)
         )
@@ -272,9 +309,10 @@ class Server:
         event = event_of(open_call, call.tid, process, thread.fsuid, path, 0, None)
         told = self._lane.prepare((EVENT, *event))
         with contextlib.suppress(Gone):
-            self._listener.succeed(call.id, 0)
+            self._listener.answer(call.id, 0)
         if told:
             self.sink.publish(0)
+        return event
 
     def _leave(
         self,
@@ -283,12 +321,17 @@ class Server:
         thread: Standing,
         process: Process,
         leave: Leave,
-    ) -> None:
+    ) -> OpenEvent:
         open_call.rules.clear()
         error = errno.errorcode.get(leave.number) if leave.number else None
         event = event_of(
             open_call, call.tid, process, thread.fsuid, open_call.full, None, error, leave.reason
         )
+        self._let_go_on_with(call, event)
+        return event
+
+    def _let_go_on_with(self, call: Notification, event: OpenEvent) -> None:
+        """Have the kernel make the call as the program asked, and tell of it."""
         told = self._lane.prepare((EVENT, *event))
         with contextlib.suppress(Gone):
             self._listener.let_go_on(call.id)
@@ -297,14 +340,16 @@ class Server:
 
     # --- who ----------------------------------------------------------------------------
 
-    def _process(self, pid: int, tid: int) -> Process:
-        """Return what is known of a process, unless it runs another program by now."""
+    def _process(self, pid: int, tid: int) -> tuple[bytes, Process]:
+        """Return what a process runs, and what is known of it as long as it runs that."""
+        executable = tracee.executable(tid)
         known = self._processes.get(pid)
-        program = tracee.program_name(tid)
-        if known is None or known.program != program:
-            if len(self._processes) >= _PROCESSES_MAX:
-                self._processes.clear()
-            known = self._processes[pid] = self._reader.process(pid, program)
+        if known is not None and known[0] == executable:
+            return known
+        if len(self._processes) >= _PROCESSES_MAX:
+            self._processes.clear()
+        process = self._reader.process(pid, tracee.name_of(executable))
+        known = self._processes[pid] = executable, process
         return known
 
     def _is_exempt(self, pid: int) -> bool:

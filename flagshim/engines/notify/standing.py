@@ -8,19 +8,20 @@ modules where there are any.
 import errno
 import os
 import re
+import resource
 from typing import NamedTuple
 
 from flagshim import tracee
 from flagshim.credentials import CAP_FOWNER
 from flagshim.engines.notify.lanes import Lanes
-from flagshim.linux import (
+from flagshim.linux.credentials import (
     capabilities_of,
-    ids_of,
-    open_thread,
     secure_bits,
     set_capabilities,
     set_filesystem_ids,
 )
+from flagshim.linux.pidfds import ids_of, open_thread
+from flagshim.linux.tuples import new_tuple
 
 _CAP_SETGID, _CAP_SETUID = 6, 7
 _WHO = re.compile(
@@ -30,8 +31,10 @@ _WHO = re.compile(
     rb"Groups:\t(?P<groups>[\d ]*)\n(?:.*\n)*?"
     rb"CapEff:\t(?P<effective>[0-9a-f]+)\n"
 )
-_READ_SIZE = 8192
 _PIDFDS_MAX = 251
+_PIDFDS_SHARE = 4
+"""Pidfds are kept in one of that many parts of the descriptors that we may have: a supervisor needs
+others to open files with, and still more if its guard dies."""
 
 
 class Standing(NamedTuple):
@@ -61,19 +64,9 @@ def read_standing(tid: int) -> Standing:
         ProcessLookupError: it is gone.
     """
     try:
-        fd = os.open(f"/proc/{tid}/status", os.O_RDONLY | os.O_CLOEXEC)
+        match = _WHO.search(tracee.read_status(tid))
     except FileNotFoundError:
         raise ProcessLookupError from None
-    try:
-        status = os.read(fd, _READ_SIZE)
-        while b"\nCapBnd:" not in status:  # up to 65,536 groups
-            more = os.read(fd, _READ_SIZE)
-            if not more:
-                break
-            status += more
-    finally:
-        os.close(fd)
-    match = _WHO.search(status)
     if match is None:
         raise ProcessLookupError(tid)
     pid, euid, fsuid, egid, fsgid, groups, effective = match.groups()
@@ -116,20 +109,21 @@ class Standings:
             ids = ids_of(self.pidfd(tid))
         except OSError:
             return read_standing(tid)
-        return Standing(*ids, self._groups, capabilities_of(tid)[0])
+        return new_tuple(Standing, (*ids, self._groups, capabilities_of(tid)[0]))
 
     def pidfd(self, tid: int) -> int:
         """Return a pidfd of a thread, which may be one of a former thread with that ID."""
         fd = self._pidfds.get(tid)
         if fd is None:
-            if len(self._pidfds) >= _PIDFDS_MAX:
+            while len(self._pidfds) >= _pidfds_max():
                 self.forget(next(iter(self._pidfds)))
             try:
-                fd = open_thread(tid)
+                fd = _open_pidfd(tid)
             except OSError as error:
-                if error.errno != errno.EINVAL:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._pidfds:
                     raise
-                fd = os.pidfd_open(tracee.thread_group(tid))  # threads mostly share descriptors
+                self.close()
+                fd = _open_pidfd(tid)
             self._pidfds[tid] = fd
         return fd
 
@@ -137,6 +131,26 @@ class Standings:
         """Have done with a thread that is gone."""
         if tid in self._pidfds:
             os.close(self._pidfds.pop(tid))
+
+    def close(self) -> None:
+        """Let go of all descriptors that are kept; who is asked for later is looked at anew."""
+        for tid in tuple(self._pidfds):
+            self.forget(tid)
+
+
+def _pidfds_max() -> int:
+    """Return how many pidfds to keep; the limit may be changed at any time (prlimit(1))."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, min(_PIDFDS_MAX, soft // _PIDFDS_SHARE))
+
+
+def _open_pidfd(tid: int) -> int:
+    try:
+        return open_thread(tid)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.pidfd_open(tracee.thread_group(tid))  # threads mostly share descriptors
 
 
 class Impersonation:
@@ -146,7 +160,8 @@ class Impersonation:
         self._own = own = read_standing(os.getpid())
         effective, self._permitted, self._inheritable = capabilities_of(0)
         self._user_namespace = os.readlink("/proc/self/ns/user")
-        self._label = _label_of("self")
+        self.label = label_of("self")
+        """Ours of a security module; None without such a module."""
         both = 1 << _CAP_SETUID | 1 << _CAP_SETGID
         self._may_change = own.effective & both == both
         self._usual_root = (
@@ -156,12 +171,15 @@ class Impersonation:
         # Those we have just now. Root has no use for its own, and keeps those of the last thread.
         self._egid, self._groups = own.egid, own.groups
         self._changed = self._must_raise = False
-        self._overflow = _overflow_id("uid")
+        self.last_ids: tuple[int, int, int, int, bytes] | None = None
+        """Of a thread without capabilities that we were last, if all it takes to be that again is
+        its euid."""
+        self.overflow = _overflow_id("uid")
         self._ambiguous = self._ambiguous_ids()
 
     def can_be(self, thread: Standing, tid: int) -> bool:
         """Tell whether this process could be what a thread is, or less, and nothing more."""
-        if self._label is not None and _label_of(tid) != self._label:
+        if self.label is not None and label_of(tid) != self.label:
             return False
         if self._ambiguous and not self._ambiguous.isdisjoint(_words(thread)):
             return False
@@ -202,7 +220,9 @@ class Impersonation:
         own = self._own
         effective = thread.effective & self._permitted if with_capabilities else 0
         same = (own.euid, self._egid, own.fsuid, self._egid, self._groups) == thread.ids
+        self.last_ids = None
         if same and own.effective == effective:
+            self._remember(thread, effective)
             return
         self._changed = self._must_raise = True
         if not same:
@@ -218,8 +238,23 @@ class Impersonation:
                 set_filesystem_ids(thread.fsuid, thread.fsgid)
             elif self._usual_root and thread.euid and not effective:
                 self._must_raise = False
+                self._remember(thread, effective)
                 return
         self._set_effective(effective)
+
+    def _remember(self, thread: Standing, effective: int) -> None:
+        if not effective:
+            self.last_ids = thread.ids
+
+    def become_last(self) -> None:
+        """Be who we were last, until `come_back`; only if there are `last_ids`.
+
+        Raises:
+            OSError: we cannot, and what we are until `come_back` is neither.
+        """
+        assert self.last_ids
+        self._changed, self._must_raise = True, False
+        os.setresuid(-1, self.last_ids[0], -1)
 
     def come_back(self) -> None:
         """Be ourselves again, but for groups; or end, and let another go on who is."""
@@ -253,7 +288,7 @@ class Impersonation:
             tid: its ID.
             shares_capabilities: whether it is in our user namespace.
         """
-        if owner == self._overflow:  # or one whom our namespace has no number for
+        if owner == self.overflow:  # or one whom our namespace has no number for
             return None
         if owner == thread.fsuid:
             return False
@@ -276,7 +311,7 @@ def _user_namespace_of(tid: int) -> str | None:
         return None
 
 
-def _label_of(tid: int | str) -> bytes | None:
+def label_of(tid: int | str) -> bytes | None:
     """Return the label that a security module has given a thread; None without such a module."""
     try:
         with open(f"/proc/{tid}/attr/current", "rb") as file:

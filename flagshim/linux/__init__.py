@@ -1,0 +1,1 @@
+"""What flagshim asks of the kernel and libc that Python does not offer."""
