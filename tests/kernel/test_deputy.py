@@ -1,7 +1,7 @@
 """A supervisor that may open everything opens nothing that its program could not open itself.
 
 Root's supervisor of the notify engine opens files for a program that is not root. Each scene of
-programs/deputy.py is run three times: natively without O_NOATIME, natively with it, and with it
+programs/deputy is run three times: natively without O_NOATIME, natively with it, and with it
 under flagshim. Every single open has to end as it did natively with the flag; or, where nothing
 but the flag was in the way, as it did without.
 """
@@ -21,9 +21,9 @@ from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Run, Runner
 from tests.kernel.ways import children
 from tests.support import REPOSITORY, flagshim_command, require, rows, wait_until
 
-SCENES = REPOSITORY / "tests/kernel/programs/deputy.py"
+SCENES = REPOSITORY / "tests/kernel/programs/deputy"
 A, B = 3001, 3002
-"""As in deputy.py."""
+"""As in its users.py."""
 
 
 @pytest.fixture(autouse=True)
