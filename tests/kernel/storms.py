@@ -22,7 +22,7 @@ class Storm:
         self, run: Runner, program: str, place: Place, mode: str, *options: str, opens: int,
         processes: int | None = None,
     ) -> None:  # fmt: skip
-        """Begin it.
+        """Begin it. It ends after `release`.
 
         Args:
             run: how to run programs.
@@ -34,8 +34,7 @@ class Storm:
             processes: have flagshim be an ordinary user's as well, who may have that many.
         """
         self.log = place.path / "log"
-        self.log.write_bytes(bytes(8 * opens))
-        self.log.chmod(0o666)
+        new_log(self.log, opens, is_held=True)
         self.opens = opens
         argv = [program, str(PROCESSES), str(THREADS), str(opens), str(place.file), str(self.log)]
         command = run.command(argv, *options, user="nobody" if processes is None else None)
@@ -70,6 +69,10 @@ class Storm:
         """IDs of its guards that are no `flagshim run`."""
         return [pid for thread in self.threads() for pid in guards_of(thread)]
 
+    def release(self) -> None:
+        """Let it end."""
+        release(self.log)
+
     def times(self) -> list[int]:
         """When the opens that are done returned; minus that where they failed."""
         return times_in(self.log)
@@ -100,9 +103,28 @@ class Storm:
         self.process.communicate(timeout=SECONDS)
 
 
+def new_log(log: Path, opens: int, is_held: bool = False) -> None:
+    """Make a log for that many opens by endure.
+
+    Args:
+        log: where.
+        opens: how many.
+        is_held: no thread is to make its last open before `release`.
+    """
+    log.write_bytes(bytes(8 * opens) + is_held.to_bytes(8, "little"))
+    log.chmod(0o666)
+
+
+def release(log: Path) -> None:
+    """Let the program that writes to a log make its last opens."""
+    with log.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(bytes(8))
+
+
 def times_in(log: Path) -> list[int]:
     """When the opens returned that endure has logged; minus that where they failed."""
-    return [ns for (ns,) in struct.iter_unpack("=q", log.read_bytes()) if ns]
+    return [ns for (ns,) in struct.iter_unpack("=q", log.read_bytes()[:-8]) if ns]
 
 
 def supervisors_of(pid: int) -> list[int]:

@@ -28,6 +28,12 @@ def supervisor_of(storm: Storm) -> int:
     return tracer_of(next(iter(storm.threads())))
 
 
+def tracers_of(storm: Storm) -> list[int]:
+    """The tracer of each thread, 0 for none."""
+    pids = storm.threads()
+    return [tracer_of(int(tid)) for pid in pids for tid in os.listdir(f"/proc/{pid}/task")]
+
+
 @pytest.fixture
 def start(run: Runner, build: Build, place: Place) -> Iterator[Callable[..., Storm]]:
     storms: list[Storm] = []
@@ -71,6 +77,7 @@ def test_continue_serves_on(start: Callable[..., Storm], mode: str, opens: int) 
     wait_until(lambda: storm.events() > opens * 2 // 3)
     moment = time.time_ns()
     os.kill(supervisor_of(storm), signal.SIGKILL)
+    storm.release()
     wait_until(lambda: not storm.threads())
     _, err = storm.process.communicate(timeout=SECONDS)
     if mode == "run":
@@ -109,6 +116,8 @@ def test_many_deaths(start: Callable[..., Storm]) -> None:
         wait_until(lambda former=former: tracer_of(pid) not in (0, former))
         former = tracer_of(pid)
         os.kill(former, signal.SIGKILL)
+    wait_until(lambda: all(tracer not in (0, former) for tracer in tracers_of(storm)))
+    storm.release()
     wait_until(lambda: not storm.threads())
     storm.process.communicate(timeout=SECONDS)
     assert storm.process.returncode == 7
@@ -116,7 +125,7 @@ def test_many_deaths(start: Callable[..., Storm]) -> None:
     check(storm.trace)
     times = storm.times()
     assert len(times) == OPENS
-    assert any(ns > 0 for ns in times[-7:]), "it is served at the end"
+    assert times[-1] > 0, "it is served at the end"
 
 
 def test_the_guard_knows_somebody_at_any_moment(run: Runner) -> None:
@@ -165,6 +174,7 @@ def guard_of(supervisor: int) -> int:
 def test_a_killed_guard_is_not_missed(start: Callable[..., Storm]) -> None:
     storm = start("run", "--if-supervisor-dies", "continue", opens=20_011)
     os.kill(guard_of(supervisor_of(storm)), signal.SIGKILL)
+    storm.release()
     _, err = storm.process.communicate(timeout=SECONDS)
     assert storm.process.returncode == 7
     assert b"20011 of 20011 opens rewritten" in err
@@ -174,6 +184,7 @@ def test_a_killed_guard_is_not_missed(start: Callable[..., Storm]) -> None:
 def test_a_stopped_guard_holds_nobody_up(start: Callable[..., Storm]) -> None:
     storm = start("run", "--if-supervisor-dies", "continue", opens=20_011)
     os.kill(guard_of(supervisor_of(storm)), signal.SIGSTOP)
+    storm.release()
     storm.process.communicate(timeout=SECONDS)
     assert storm.process.returncode == 7
 

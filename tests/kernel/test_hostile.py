@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import struct
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from flagshim import tracee
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
+from tests.kernel.storms import new_log, times_in
 from tests.kernel.ways import Way
 from tests.support import REPOSITORY, flagshim_command, require, rows, wait_until
 
@@ -72,8 +72,7 @@ def test_interrupted_call_and_another_from_the_same_buffer(
 def test_supervisor_without_descriptors_to_spare(build: Build, run: Runner, place: Place) -> None:
     """It cannot look anything up then, and still lets everybody run."""
     opens, log = 1_000_003, place.path / "log"
-    log.write_bytes(bytes(8 * opens))
-    log.chmod(0o666)
+    new_log(log, opens)
     endure = [build("endure"), "2", "2", str(opens), str(place.file), str(log)]
     process = subprocess.Popen(run.command(endure), stderr=subprocess.DEVNULL, cwd=REPOSITORY)
     try:
@@ -85,8 +84,7 @@ def test_supervisor_without_descriptors_to_spare(build: Build, run: Runner, plac
     finally:
         process.kill()  # and all of them
         process.wait(timeout=SECONDS)
-    times = [ns for (ns,) in struct.iter_unpack("=q", log.read_bytes()) if ns]
-    assert min(times) > 0, "an open failed"
+    assert min(times_in(log)) > 0, "an open failed"
 
 
 def _count(trace: Path) -> int:
