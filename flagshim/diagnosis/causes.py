@@ -6,6 +6,7 @@ filesystem itself are asked last (security_file_open(), f_op->open).
 """
 
 import os
+import pwd
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -192,11 +193,12 @@ def _noatime(evidence: Evidence) -> Explanation | None:
 def _noatime_explained(evidence: Evidence, sureness: Sureness, why: str) -> Explanation:
     who, owner, fsuid = evidence.who, evidence.owner, evidence.fsuid
     commands: list[tuple[str, ...]] = []
+    run = ("flagshim", "run", *_as_user(fsuid), "--")
     if who is not None:
         commands.append(("flagshim", "attach", str(evidence.event.pid)))
-        commands.append(("flagshim", "run", "--", *_short(who)))
+        commands.append((*run, *_short(who)))
     else:
-        commands.append(("flagshim", "run", "--", _name(evidence), "…"))
+        commands.append((*run, _name(evidence), "…"))
     whose = "a user that could not be found out" if owner is None else f"uid {owner}"
     by = "another" if fsuid is None else str(fsuid)
     return Explanation(
@@ -207,6 +209,16 @@ def _noatime_explained(evidence: Evidence, sureness: Sureness, why: str) -> Expl
         tuple(commands),
         "",
     )
+
+
+def _as_user(uid: int | None) -> tuple[str, ...]:
+    """Return the option by which root has a program be an ordinary user's."""
+    if not uid or os.geteuid() != 0:
+        return ()
+    try:
+        return "-u", pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return "-u", str(uid)
 
 
 def _server(evidence: Evidence) -> Explanation | None:

@@ -32,12 +32,15 @@ def text_of(collection: Collection, scope: Scope) -> str:
     failed = scope.failed.total()
     errors = ", ".join(f"{name} {count}" for name, count in scope.failed.most_common())
     looked = f"{scope.what}, {duration(int(scope.seconds * 1e9))}: {_opens(scope.opens)}, "
-    looked += f"{failed} failed" + (f" ({errors})" if errors else "") + "."
-    parts = [_wrap(looked, ""), _storm(collection)]
-    # What was spared the program would have failed, too.
+    looked += f"{failed} failed" + (f" ({errors})" if errors else "")
+    whole = "all failed opens"
+    if collection.spared:  # would have failed, too
+        looked += f", {collection.spared} spared by flagshim"
+        whole = "all that failed or were spared"
     total = failed + collection.spared
+    parts = [_wrap(f"{looked}.", ""), _storm(collection)]
     for number, group in enumerate(collection.groups(), 1):
-        parts.append(_group(number, group, total))
+        parts.append(_group(number, group, total, whole))
     if scope.unseen:
         parts.append(_wrap("Not seen: " + "; ".join(scope.unseen) + ".", ""))
     return "\n\n".join(parts) + "\n"
@@ -67,9 +70,9 @@ def _storm(collection: Collection) -> str:
     )
 
 
-def _group(number: int, group: Group, total: int) -> str:
+def _group(number: int, group: Group, total: int, whole: str) -> str:
     explanation = group.explanation
-    share = f"{100 * group.count / total:.1f} % of all failed opens" if total else ""
+    share = f"{100 * group.count / total:.1f} % of {whole}" if total else ""
     lines = [
         _wrap(f"{number}. {printable(explanation.title)}: {group.count} EPERM, {share}", "   ")
     ]

@@ -87,4 +87,4 @@ def test_diagnose_finds_the_storm_of_debians_qemu(
     assert int(found[1]) > FILES
     assert float(found[2]) > 90
     assert "certain: the program made each again without the flag" in text
-    assert "remedy   flagshim run -- qemu-system-x86_64" in text
+    assert "remedy   flagshim run -u nobody -- qemu-system-x86_64" in text

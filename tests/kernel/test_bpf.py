@@ -302,7 +302,7 @@ def test_a_storm_of_o_noatime(build: Build, place: Place, tmp_path: Path) -> Non
     assert [found[:2] for found in diagnosed(done.stdout)] == [(title, "509")]
     assert "\nStorm: 509 EPERM" in done.stdout
     assert "one up to 509 times" in done.stdout
-    assert "remedy   flagshim run -- " in done.stdout
+    assert "remedy   flagshim run -u nobody -- " in done.stdout
     stored = flagshim("diagnose", "--trace", str(trace))
     assert [found[:2] for found in diagnosed(stored.stdout)] == [(title, "509")], stored.stdout
 
