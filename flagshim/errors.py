@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import select
 from collections.abc import Callable
 
 from flagshim import status
@@ -69,3 +70,14 @@ def say(text: str) -> None:
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     with contextlib.suppress(OSError):
         os.write(2, f"flagshim: {safe}\n".encode(errors="backslashreplace"))
+
+
+def say_in_passing(text: str) -> None:
+    """Like `say`, by processes that CMD may have to wait for.
+
+    Left unsaid if that would have to wait, as for a pipe that CMD has filled and nobody reads.
+    """
+    ear = select.poll()
+    ear.register((*status.listeners(), 2)[0], select.POLLOUT)
+    if ear.poll(0):
+        say(text)

@@ -17,7 +17,7 @@ from flagshim.engines.notify.guard import Guard
 from flagshim.engines.notify.post import Post, new_post
 from flagshim.engines.policy import Fate, Policy
 from flagshim.engines.stops import Stops
-from flagshim.errors import LIMITS, FlagshimError, Say, hint_for, say
+from flagshim.errors import LIMITS, FlagshimError, Say, hint_for, say_in_passing
 from flagshim.linux.pidfds import wait_status_of
 from flagshim.linux.process import set_title
 from flagshim.openflags import bits_of
@@ -70,9 +70,9 @@ def run_notify(argv: Sequence[str], how: Supervision, user: User | None = None) 
             listener = _received(ours)
             if listener is not None:
                 post = new_post(how.policy, listener, child.pid, command.name)
-                crew = Crew(post, _successor(how, session, say))
-                writer = TraceWriter(session, say, how.keep)
-                guard = Guard(post, crew, writer, say)
+                crew = Crew(post, _successor(how, session, say_in_passing))
+                writer = TraceWriter(session, say_in_passing, how.keep)
+                guard = Guard(post, crew, writer, say_in_passing)
                 crew.begin()
                 ours.send(b"g")
         except OSError as error:

@@ -17,7 +17,7 @@ from flagshim.engines.command import User, command_for
 from flagshim.engines.launch import fork_waiting
 from flagshim.engines.policy import Policy
 from flagshim.engines.stops import Stops
-from flagshim.errors import FlagshimError, say
+from flagshim.errors import FlagshimError, say, say_in_passing
 from flagshim.posts import Supervision
 from flagshim.session import (
     Outcome,
@@ -57,7 +57,7 @@ def attach_bpf(pid: int, how: Supervision, seconds: float | None) -> Outcome:
     with Rewriter(how.policy.rules) as rewriter:
         stops = Stops()
         session = begin(target.argv, how, Rewriter.name, target.uid)
-        writer = TraceWriter(session, say, how.keep)
+        writer = TraceWriter(session, say_in_passing, how.keep)
         try:
             _warn(f"/proc/{pid}/exe", f"PID {pid}", pid)
             rewriter.watch(pid)
@@ -101,7 +101,7 @@ def run_bpf(argv: Sequence[str], how: Supervision, user: User | None = None) -> 
     with rewriter:
         stops = Stops()
         session = begin(argv, how, Rewriter.name, uid_of(user))
-        writer = TraceWriter(session, say, how.keep)
+        writer = TraceWriter(session, say_in_passing, how.keep)
         try:
             _warn(program, argv[0])
             rewriter.watch(child.pid)

@@ -18,7 +18,7 @@ from flagshim.engines.detach import HelperDied, NotServed, become_served, start_
 from flagshim.engines.injection import check_injectable, inject_filter
 from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.engines.stops import Stops
-from flagshim.errors import FlagshimError, say
+from flagshim.errors import FlagshimError, say, say_in_passing
 from flagshim.linux.process import set_name
 from flagshim.posts import Supervision, exit_status_of, take_post
 from flagshim.rules import MACHINE, Rule
@@ -68,7 +68,7 @@ def supervise(argv: Sequence[str], how: Supervision, user: User | None = None) -
     command = command_for(argv, filter_for(how.policy), user)
     stops = Stops()
     session = begin(argv, how, PtraceEngine.name, uid_of(user))
-    post = take_post(how, session, say)
+    post = take_post(how, session, say_in_passing)
     tell("begin", session=session.id)
     try:
         status = post.engine.run(command, handed_on, stops)
@@ -130,7 +130,7 @@ def attach(pid: int, how: Supervision, seconds: float | None) -> Outcome:
     target = _find_target(pid, how)
     stops = Stops()
     session = begin(target.argv, how, AttachEngine.name, target.uid)
-    writer = TraceWriter(session, say, how.keep)
+    writer = TraceWriter(session, say_in_passing, how.keep)
     engine = AttachEngine(how.policy, writer)
     try:
         engine.run(target, seconds, stops, lambda: say_served(pid, seconds))

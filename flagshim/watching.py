@@ -18,7 +18,7 @@ from flagshim.engines.command import User, command_for
 from flagshim.engines.launch import fork_waiting
 from flagshim.engines.policy import Policy
 from flagshim.engines.stops import Stops
-from flagshim.errors import FlagshimError, say
+from flagshim.errors import FlagshimError, say_in_passing
 from flagshim.posts import Supervision
 from flagshim.session import begin, check_command, uid_of
 from flagshim.trace.writer import TraceWriter
@@ -146,7 +146,7 @@ class Watch:
         if self._trace is None:
             return None
         session = begin(argv, Supervision(Policy(()), self._trace), ENGINE, uid)
-        return TraceWriter(session, say)
+        return TraceWriter(session, say_in_passing)
 
     def _start(self, observer: Observer, writer: TraceWriter | None) -> None:
         try:

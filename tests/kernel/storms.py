@@ -1,6 +1,7 @@
 """A program that makes opens as fast as it can, under a supervisor that a test may kill."""
 
 import bisect
+import contextlib
 import mmap
 import os
 import signal
@@ -95,6 +96,14 @@ class Storm:
     def events(self) -> int:
         """How many events the trace has."""
         return rows(self.trace, "SELECT count(*) FROM event")[0][0]
+
+    def fill_stderr(self) -> None:
+        """Have whoever writes to its stderr wait, until somebody reads that."""
+        fd = os.open(f"/proc/{self.process.pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(fd, bytes(4096))
+        os.close(fd)
 
     def end(self) -> None:
         """End what is left of it."""

@@ -107,6 +107,19 @@ def test_continue_serves_on(start: Callable[..., Storm], mode: str, opens: int) 
     assert rows(storm.trace, "SELECT seen FROM session") == [(storm.events(),)]
 
 
+def test_nobody_reads_what_the_successor_says(start: Callable[..., Storm]) -> None:
+    """CMD has filled the pipe: nobody waits for a reader while opens fail."""
+    storm = start("run", "--if-supervisor-dies", "continue", opens=20_011)
+    storm.fill_stderr()
+    os.kill(supervisor_of(storm), signal.SIGKILL)
+    wait_until(lambda: rows(storm.trace, SEIZED))
+    storm.release()
+    wait_until(lambda: not storm.threads())
+    storm.process.communicate(timeout=SECONDS)
+    wait_until(lambda: rows(storm.trace, "SELECT ended_ns FROM session") != [(None,)])
+    assert storm.times()[-1] > 0, "it is served at the end"
+
+
 def test_many_deaths(start: Callable[..., Storm]) -> None:
     """Each successor has a guard of its own."""
     storm = start("exec", "--if-supervisor-dies", "continue")

@@ -86,6 +86,22 @@ def test_supervisor_killed_again_and_again(start: Callable[..., Storm], mode: st
         assert err.count(b"was killed by signal 9; ") == 1
 
 
+def test_nobody_reads_what_the_guard_says(start: Callable[..., Storm]) -> None:
+    """CMD has filled the pipe: the guard does not wait for a reader while opens wait for it."""
+    storm = start("run", OPENS // 5)
+    storm.fill_stderr()
+    former = supervisors_among(children(storm.process.pid))
+    for supervisor in former:
+        os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: set(supervisors_among(children(storm.process.pid))) - set(former))
+    storm.release()
+    wait_until(lambda: len(storm.times()) == storm.opens)
+    assert min(storm.times()) > 0, "none failed"
+    _, err = storm.process.communicate(timeout=SECONDS)
+    assert b"was killed by signal" not in err
+    assert f"{storm.opens} of {storm.opens} opens rewritten".encode() in err
+
+
 def test_guard_killed(start: Callable[..., Storm]) -> None:
     """The supervisor takes its place: no open fails; what was on its way to the trace may be lost.
 
