@@ -14,6 +14,7 @@ import pytest
 
 from flagshim import tracee
 from flagshim.engines.calls import CallReader, event_of
+from flagshim.engines.notify import repeats
 from flagshim.engines.notify.filesystems import Filesystems
 from flagshim.engines.notify.lanes import Lanes
 from flagshim.engines.notify.leaving import Leave
@@ -22,7 +23,7 @@ from flagshim.engines.notify.lookup import Lookup
 from flagshim.engines.notify.opener import Opener
 from flagshim.engines.notify.repeats import Repeats
 from flagshim.engines.notify.standing import Impersonation, Standings
-from flagshim.linux.files import AT_FDCWD
+from flagshim.linux.files import AT_FDCWD, RESOLVE_CACHED
 from flagshim.rules import BUILT_IN, Rule, When
 from flagshim.syscalls import Kind
 from flagshim.trace.events import OpenEvent
@@ -121,6 +122,10 @@ class Opening:
         """Try it as before."""
         return self.repeats.open(Kind.OPENAT, call)
 
+    def surely(self, call: Notification) -> tuple[OpenEvent, int | None, int]:
+        """Try it until it is done: RESOLVE_CACHED is in vain while anybody mounts or renames."""
+        return wait_until(lambda: self.again(call))
+
 
 @pytest.fixture
 def thread() -> Iterator[Thread]:
@@ -144,15 +149,21 @@ def opening(thread: Thread, place: Place) -> Iterator[Opening]:
     opening.standings.close()
 
 
+def closed(answer: tuple[OpenEvent, int | None, int] | None) -> bool:
+    """Close what was opened; tell whether anything was."""
+    if answer is None or answer[1] is None:
+        return False
+    os.close(answer[1])
+    return True
+
+
 def test_another_file(opening: Opening, place: Place) -> None:
     other = place.path / "other"
     other.write_text("other")
     link = place.path / "link"
     link.symlink_to("other")
     for path in (other, link):
-        answer = opening.again(opening.thread.calls(path))
-        assert answer
-        event, fd, closes_on_exec = answer
+        event, fd, closes_on_exec = opening.surely(opening.thread.calls(path))
         assert fd is not None
         assert os.read(fd, 8) == b"other"
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
@@ -170,9 +181,7 @@ def test_a_file_of_its_own(opening: Opening, place: Place) -> None:
     mine = place.path / "mine"
     mine.write_text("mine")
     os.chown(mine, USER, USER)
-    answer = opening.again(opening.thread.calls(mine))
-    assert answer
-    event, fd, _ = answer
+    event, fd, _ = opening.surely(opening.thread.calls(mine))
     assert fd is None, "it goes on as it is"
     assert (event.decision, event.rule, event.reason) == ("kept", None, "not refused, as foreseen")
     assert event.flags_after == event.flags_before
@@ -185,9 +194,7 @@ def test_learns_from_a_file_of_its_own(thread: Thread, place: Place) -> None:
     mine.write_text("mine")
     os.chown(mine, USER, USER)
     opening.as_ever(thread.calls(mine))
-    answer = opening.again(thread.calls(place.file))
-    assert answer
-    event, fd, _ = answer
+    event, fd, _ = opening.surely(thread.calls(place.file))
     assert fd is not None
     os.close(fd)
     assert (event.decision, event.rule, event.reason) == (
@@ -241,10 +248,7 @@ def test_flags_are_looked_at(opening: Opening, place: Place) -> None:
     for flags, path in ((os.O_NOFOLLOW, link), (os.O_DIRECTORY, place.file)):
         folder = place.path if flags == os.O_DIRECTORY else place.file
         opening.as_ever(thread.calls(folder, READ | flags))
-        answer = opening.again(thread.calls(folder, READ | flags))
-        assert answer
-        assert answer[1] is not None
-        os.close(answer[1])
+        assert closed(opening.surely(thread.calls(folder, READ | flags)))
         assert opening.again(thread.calls(path, READ | flags)) is None
     assert opening.again(thread.calls(place.file, arch=I386)) is None
 
@@ -266,10 +270,7 @@ CHANGES: dict[str, Change] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes(opening: Opening, place: Place, change: str) -> None:
     call = opening.thread.calls(place.file)
-    answer = opening.again(call)
-    assert answer
-    assert answer[1] is not None
-    os.close(answer[1])
+    assert closed(opening.surely(call))
     CHANGES[change](opening)
     assert opening.again(call) is None
 
@@ -293,20 +294,16 @@ def test_no_filesystem_is_waited_for(opening: Opening, fuse_layers: tuple[list[s
         server.wait(SECONDS)
 
 
-def closed(answer: tuple[OpenEvent, int | None, int] | None) -> bool:
-    """Close what was opened; tell whether anything was."""
-    if answer is None or answer[1] is None:
-        return False
-    os.close(answer[1])
-    return True
-
-
 def test_others_may_change_their_groups(opening: Opening, place: Place) -> None:
     opening.lanes.change_someones_groups()
-    assert closed(opening.again(opening.thread.calls(place.file)))
+    assert closed(opening.surely(opening.thread.calls(place.file)))
 
 
-def test_what_is_in_vain_is_tried_less_often(opening: Opening, place: Place) -> None:
+def test_what_is_in_vain_is_tried_less_often(
+    opening: Opening, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever others mount meanwhile.
+    monkeypatch.setattr(repeats, "_RESOLVE", repeats._RESOLVE & ~RESOLVE_CACHED)
     file, absent = opening.thread.calls(place.file), opening.thread.calls(place.path / "absent")
     for pause in (0, 1, 3, 7, 15, 31, 63, 101, 101):
         assert opening.again(absent) is None
