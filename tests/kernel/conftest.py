@@ -46,6 +46,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     shutil.rmtree(path)
 
 
+@pytest.fixture
+def folder(place: Place) -> Path:
+    """A folder in which anybody may write."""
+    folder = place.path / "anybodys"
+    folder.mkdir()
+    folder.chmod(0o777)
+    return folder
+
+
 Build = Callable[..., str]
 
 
