@@ -6,6 +6,7 @@ lets the kernel answer from its per-syscall bitmap (commit f9d480b6ffbe, Linux 5
 """
 
 import fcntl
+import functools
 import tempfile
 from collections.abc import Callable, Iterable
 
@@ -133,6 +134,7 @@ def traced_calls() -> dict[tuple[int, int], Kind]:
     return _numbered(_NAMES.keys() - _NOT_TRACED)
 
 
+@functools.cache
 def listened_calls() -> dict[tuple[int, int], Kind]:
     """Return what the filter asks its listener about, by (AUDIT_ARCH_*, number)."""
     return _numbered(_NAMES.keys() - _NOT_LISTENED_TO)

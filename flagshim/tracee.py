@@ -32,8 +32,10 @@ def read_path(tid: int, address: int) -> bytes | None:
         end = data.find(b"\0")
         if end >= 0:
             return data[:end]
-        if size == PATH_MAX or len(data) < size:
-            return data if size == PATH_MAX else None
+        if len(data) < size:  # its memory ends, which the call will meet too
+            return None
+        if size == PATH_MAX:
+            return data
         size = PATH_MAX
 
 

@@ -18,7 +18,6 @@ from flagshim.engines.notify.idlepoll import IdlePoller
 from flagshim.engines.notify.lanes import Lane, State
 from flagshim.engines.notify.listener import (
     NOTIFICATION_SIZE,
-    Gone,
     Listener,
     Notification,
     notification_in,
@@ -26,6 +25,7 @@ from flagshim.engines.notify.listener import (
 from flagshim.engines.notify.places import RECEIVER, place_at
 from flagshim.engines.notify.post import Post
 from flagshim.engines.notify.serving import EVENT, SPOT, TROUBLE, Server, as_event
+from flagshim.engines.notify.unseen import leave_unseen
 from flagshim.engines.relay import Relay
 from flagshim.engines.stops import WAITED
 from flagshim.errors import LIMITS, Say
@@ -205,8 +205,7 @@ class Guard:
     def _let_go_on(self, call: Notification) -> None:
         program = text_or_bytes(tracee.program_name(call.tid))
         self._writer.blind_spot("no supervisor", program)
-        with contextlib.suppress(Gone):
-            self._listener.let_go_on(call.id)
+        leave_unseen(call, self._listener, self._post.lanes)
 
     def _recipients(self, command: int) -> set[int]:
         """Return who gets a signal that was sent to us.

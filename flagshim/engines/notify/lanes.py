@@ -110,6 +110,12 @@ class Lanes:
             _tick.pack_into(self._memory, _CONFINED_SINCE, now)
         self._memory[_SOMEONE_CONFINED] = 1
 
+    def confine_anybody(self) -> None:
+        """Note that one is about to, and that nobody knows who."""
+        self._memory[_NOT_ALL_NO_NEW_PRIVS] = 1
+        _tick.pack_into(self._memory, _CONFINED_SINCE, 0)
+        self._memory[_SOMEONE_CONFINED] = 1
+
     @property
     def confined_since(self) -> int:
         """When the first did, in clock ticks."""

@@ -18,10 +18,10 @@ from flagshim.engines.notify.lookup import Lookup
 from flagshim.engines.notify.opener import Opener
 from flagshim.engines.notify.repeats import Repeats
 from flagshim.engines.notify.standing import Impersonation, Standing, Standings
+from flagshim.engines.notify.unseen import kind_of_call, leave_unseen
 from flagshim.engines.policy import Policy
 from flagshim.engines.roster import Roster
-from flagshim.seccomp import listened_calls
-from flagshim.syscalls import SECCOMP_FILTER_FLAG_NEW_LISTENER, X32_BIT, Kind
+from flagshim.syscalls import SECCOMP_FILTER_FLAG_NEW_LISTENER, Kind
 from flagshim.trace.events import OpenEvent, Reason
 
 EVENT, SPOT, TROUBLE = "event", "spot", "trouble"
@@ -96,50 +96,42 @@ class Server:
         self._repeats = Repeats(
             lanes, self._standings, self._lookup, impersonation, filesystems
         )  # fmt: skip
-        self._calls = listened_calls()
         self._processes: dict[int, tuple[bytes, Process]] = {}
         """By PID: the executable, and what goes with it."""
         self._marks = itertools.count(random.randrange(_MARKS))
 
-    def serve(self, call: Notification, patient: bool) -> None:
+    def serve(self, call: Notification, patient: bool, reason: Reason | None = None) -> None:
         """Answer the call of our lane.
+
+        Args:
+            call: that.
+            patient: whether a filesystem may be waited for.
+            reason: why it is to go on as it is, if that has nothing to do with it.
 
         Raises:
             MayWait: only if not patient; nothing was done then.
         """
         try:
-            self._answer(call, patient)
+            self._answer(call, patient, reason)
         except MayWait:
             raise
-        except (Gone, ProcessLookupError):
-            self._let_go_on(call)  # killed, most likely, and then this is in vain
+        except (Gone, ProcessLookupError):  # killed, most likely, and then this is in vain
+            leave_unseen(call, self._listener, self._lanes)
         except Exception as error:  # whatever it is, it must not cost the program its call
             self.sink.blind_spot(f"error in flagshim, {type(error).__name__}: {error}", b"?")
-            self._let_go_on(call)
-        self._lane.forget_call()
-
-    def leave(self, call: Notification, reason: Reason) -> None:
-        """Have the call of our lane go on as it is, for a reason that has nothing to do with it."""
-        try:
-            self._answer(call, patient=False, reason=reason)
-        except (Gone, ProcessLookupError):
-            self._let_go_on(call)
+            leave_unseen(call, self._listener, self._lanes)
         self._lane.forget_call()
 
     def close(self) -> None:
         """Let go of the descriptors that are kept from one call to the next."""
         self._standings.close()
 
-    def _let_go_on(self, call: Notification) -> None:
-        with contextlib.suppress(Gone):
-            self._listener.let_go_on(call.id)
-
-    def _answer(self, call: Notification, patient: bool, reason: Reason | None = None) -> None:
-        kind = self._calls.get((call.audit_arch, call.number & ~X32_BIT))
+    def _answer(self, call: Notification, patient: bool, reason: Reason | None) -> None:
+        kind = kind_of_call(call)
         if kind is None or not call.tid:
             if kind is not None:
                 self.sink.blind_spot("thread of another PID namespace", b"?")
-            self._listener.let_go_on(call.id)
+            leave_unseen(call, self._listener, self._lanes)
             return
         if not patient and reason is None and (again := self._repeats.open(kind, call)):
             event, file, closes_on_exec = again

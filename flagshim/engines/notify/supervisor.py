@@ -120,7 +120,7 @@ class Supervisor:
             return True
         if self._lane.strike() >= _STRIKES:
             self._server.sink.complain(f"{_STRIKES} supervisors died with one call; it went on")
-            self._server.leave(call, Reason.NOT_RESCUED_FATAL)
+            self._server.serve(call, patient=False, reason=Reason.NOT_RESCUED_FATAL)
             return True
         try:
             self._server.serve(call, patient=False)
@@ -160,7 +160,7 @@ class Supervisor:
             pass
         self._lane.state = State.AWAY
         if not self._lanes.spare():
-            self._server.leave(call, Reason.NOT_RESCUED_BUSY)
+            self._server.serve(call, patient=False, reason=Reason.NOT_RESCUED_BUSY)
             self._lane.state = State.RECEIVING
             return None
         self._places.leave(RECEIVER)
