@@ -17,7 +17,7 @@ from flagshim.engines.notify.guard import Guard
 from flagshim.engines.notify.post import Post, new_post
 from flagshim.engines.policy import Fate, Policy
 from flagshim.engines.stops import Stops
-from flagshim.errors import LIMITS, FlagshimError, Say, hint_for, say_in_passing
+from flagshim.errors import LIMITS, FlagshimError, Say, hint_for, say_in_passing, say_in_syslog
 from flagshim.linux.pidfds import wait_status_of
 from flagshim.linux.process import set_title
 from flagshim.openflags import bits_of
@@ -29,7 +29,6 @@ from flagshim.session import (
     begin,
     check_command,
     outcome_of,
-    say_in_syslog,
     uid_of,
 )
 from flagshim.status import tell

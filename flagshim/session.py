@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import shutil
-import syslog
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from flagshim.engines.detach import HelperDied, NotServed, become_served, start_
 from flagshim.engines.injection import check_injectable, inject_filter
 from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.engines.stops import Stops
-from flagshim.errors import FlagshimError, say, say_in_passing
+from flagshim.errors import FlagshimError, say, say_in_passing, say_in_syslog
 from flagshim.linux.process import set_name
 from flagshim.posts import Supervision, exit_status_of, take_post
 from flagshim.rules import MACHINE, Rule
@@ -228,13 +227,6 @@ def begin(argv: Sequence[str], how: Supervision, engine: str, uid: int) -> Sessi
         )
     row = _session_row(argv, how.policy.rules, engine, uid)
     return begin_session(how.trace, row, ci.labels(os.environ))
-
-
-def say_in_syslog(text: str) -> None:
-    """Tell who looks into syslog(3) of a trouble, where nobody sees our stderr."""
-    syslog.openlog("flagshim", syslog.LOG_PID, syslog.LOG_DAEMON)
-    syslog.syslog(syslog.LOG_WARNING, text)
-    syslog.closelog()  # its descriptor is not to be another file's in processes forked later
 
 
 def check_command(command: str) -> None:

@@ -11,12 +11,14 @@ import click
 from click.shell_completion import CompletionItem
 
 from flagshim import status
-from flagshim.errors import FlagshimError, say
+from flagshim.errors import FlagshimError, say_in_passing
 from flagshim.reports.text import command_line
 from flagshim.session import Outcome
 
 COMMAND_SETTINGS = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
 """For commands that take a CMD: what follows it is CMD's."""
+_PATIENCE_SECONDS = 1.0
+"""How long the last line waits for somebody to read what is before it."""
 
 user_option = click.option(
     "-u", "--user", metavar="USER", help="Start CMD as USER (root only)."
@@ -120,7 +122,8 @@ def sum_up(outcome: Outcome, trace: Path) -> None:
         parts.append(f"{outcome.not_rescued} not rescued")
     if outcome.lost:
         parts.append(f"{outcome.lost} not in the trace ({outcome.trouble})")
-    say(f"{', '.join(parts)}; see: {report_on(trace)}")
+    # The caller may read only once we have ended.
+    say_in_passing(f"{', '.join(parts)}; see: {report_on(trace)}", _PATIENCE_SECONDS)
 
 
 def report_on(trace: Path) -> str:
