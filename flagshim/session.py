@@ -235,7 +235,7 @@ def check_command(command: str) -> None:
     if not command or not found:
         raise command_failure(command or "''", errno.ENOENT)
     if os.path.isdir(command) and "/" in command:
-        raise command_failure(command, errno.EACCES)
+        raise command_failure(command, errno.EISDIR)
 
 
 def _session_row(

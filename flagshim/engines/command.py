@@ -181,6 +181,7 @@ def command_failure(command: str, number: int) -> FlagshimError:
         return FlagshimError(f"{command}: not found", "check the name and PATH", EXIT_NOT_FOUND)
     hint = {
         errno.EACCES: "check its mode, and that the user may reach it",
+        errno.EISDIR: "name a program in it",
         errno.ENOEXEC: "it is not a program this machine can run",
         errno.E2BIG: "its arguments and environment are too long",
     }.get(number, "see execve(2)")

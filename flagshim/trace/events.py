@@ -40,6 +40,7 @@ class Reason(StrEnum):
     NOT_RESCUED_USER = "not rescued: flagshim cannot be the thread's user"
     NOT_RESCUED_CONFINED = "not rescued: the program may be confined by Landlock"
     NOT_RESCUED_STICKY = "not rescued: O_CREAT in a sticky directory"
+    NOT_RESCUED_CREATE_LINK = "not rescued: O_CREAT on a symbolic link"
     NOT_RESCUED_MEMORY = "not rescued: the path cannot be read"
     NOT_RESCUED_ASYNC = "not rescued: O_ASYNC changes as well"
     NOT_RESCUED_LARGE = "not rescued: a large file, and no O_LARGEFILE"

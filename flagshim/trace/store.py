@@ -139,10 +139,14 @@ class TraceFile:
         """
         with self._transaction() as db:
             db.executemany(schema.INSERT_EVENT, ((session_id, *event) for event in batch.events))
-            db.execute(
-                "UPDATE session SET seen = seen + ?, lost = lost + ? WHERE id = ?",
-                (batch.seen, batch.lost, session_id),
-            )
+            query = "SELECT 1 FROM session WHERE id = ? AND ended_ns IS NOT NULL"
+            if db.execute(query, (session_id,)).fetchone():
+                self._find_again(session_id, len(batch.events))
+            else:
+                db.execute(
+                    "UPDATE session SET seen = seen + ?, lost = lost + ? WHERE id = ?",
+                    (batch.seen, batch.lost, session_id),
+                )
             db.executemany(
                 "INSERT INTO blind_spot VALUES (?, ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET count = count + excluded.count",
@@ -157,20 +161,34 @@ class TraceFile:
         """Count as lost what writers of a session, who were killed, have not written.
 
         Args:
-            session_id: the session, all of whose events are written that will be.
+            session_id: the session, whose events are written but for those of a writer that
+                is still behind (`_find_again`).
             calls: how many were looked at.
         """
         with self._transaction() as db:
-            (there,) = db.execute(
-                "SELECT (SELECT count(*) FROM event WHERE session_id = :id)"
-                " + (SELECT coalesce(sum(opens), 0) FROM dropped WHERE session_id = :id)",
-                {"id": session_id},
-            ).fetchone()
+            there = self._events_of(session_id)
             db.execute(
                 "UPDATE session SET lost = max(lost, :calls - :there),"
                 " seen = :there + max(lost, :calls - :there) WHERE id = :id",
                 {"id": session_id, "calls": calls, "there": there},
             )
+
+    def _find_again(self, session_id: int, events: int) -> None:
+        """Do not count as lost any more what a writer has written after the session's end."""
+        self._db.execute(
+            "UPDATE session SET lost = max(lost - :events, 0),"
+            " seen = max(seen, :there + max(lost - :events, 0)) WHERE id = :id",
+            {"id": session_id, "events": events, "there": self._events_of(session_id)},
+        )
+
+    def _events_of(self, session_id: int) -> int:
+        """Count the events of a session, those that were not kept as well."""
+        (count,) = self._db.execute(
+            "SELECT (SELECT count(*) FROM event WHERE session_id = :id)"
+            " + (SELECT coalesce(sum(opens), 0) FROM dropped WHERE session_id = :id)",
+            {"id": session_id},
+        ).fetchone()
+        return int(count)
 
     def shorten(self, bound: Bound, slack: int = 0) -> None:
         """Turn the oldest events of the trace into counts by path, as far as `bound` asks.

@@ -285,3 +285,32 @@ def test_supervisor_that_is_stopped_does_not_outlive_the_program(run: Runner) ->
         os.kill(supervisor, signal.SIGSTOP)
     program.communicate(timeout=SECONDS)
     assert program.returncode == 0
+
+
+CREATES = """
+import os, sys
+for name in sys.argv[1:]:
+    try:
+        os.close(os.open(name, os.O_RDONLY | os.O_CREAT | os.O_NOATIME))
+        print("opened")
+    except OSError as error:
+        print(error.strerror)
+"""
+
+
+def test_o_creat_on_a_link(run: Runner, place: Place, folder: Path) -> None:
+    """Refused, left to the kernel, and said so; not if it leads to a file of one's own."""
+    links = {"theirs": place.file, "dangling": folder / "new", "mine": folder / "mine"}
+    links["mine"].touch()
+    os.chown(links["mine"], NOBODY, NOBODY)
+    for name, target in links.items():
+        (place.path / name).symlink_to(target)
+    argv = ["/usr/bin/python3", "-c", CREATES, *(str(place.path / name) for name in links)]
+    shim = run.supervised(argv, "--engine", "notify")
+    assert shim.out == "Operation not permitted\nopened\nopened\n"
+    assert shim.events("decision, reason, errno") == [
+        ("kept", "not rescued: O_CREAT on a symbolic link", "EPERM"),
+        ("kept", "not refused, as foreseen", None),
+        ("kept", "not refused, as foreseen", None),
+    ]
+    assert "0 of 3 opens rewritten, 1 not rescued" in shim.err

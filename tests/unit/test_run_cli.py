@@ -33,7 +33,7 @@ BAD = [
     (["--", "/no/such/program"], "/no/such/program: not found", 127),
     (["--", ""], "'': not found", 127),
     (["--", "/etc/passwd"], "/etc/passwd: Permission denied", 126),
-    (["--", "/"], "/: Permission denied", 126),
+    (["--", "/"], "/: Is a directory", 126),
 ]
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from flagshim import errors
+from flagshim import errors, status
 from flagshim.errors import say_in_passing, say_in_syslog
 
 
 @pytest.fixture
-def stderr() -> Iterator[int]:
+def stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The end of a pipe at which one can read what we write to descriptor 2."""
+    monkeypatch.setattr(status, "_listener", None)
     ours = os.dup(2)
     read_end, write_end = os.pipe()
     os.dup2(write_end, 2)
@@ -34,6 +35,7 @@ def fill(fd: int) -> None:
 
 def test_in_passing(stderr: int) -> None:
     say_in_passing("a\nb")
+    os.set_blocking(stderr, False)
     assert os.read(stderr, 99) == b"flagshim: a\\nb\n"
 
 

@@ -88,6 +88,33 @@ def test_what_a_killed_writer_has_not_written_is_lost(
     assert rows(trace, "SELECT seen, lost FROM session") == [(23, 11)]
 
 
+@pytest.mark.parametrize("keep", [None, 3])
+def test_writer_that_is_still_behind_at_the_end(trace: Path, keep: int | None) -> None:
+    """What it writes then is lost no more."""
+    session = begin_session(trace, SESSION)
+    writer = TraceWriter(session, print, Bound(events=keep))
+    writer.record(EVENT)
+    writer.close(0, calls=13)
+    assert counts(trace) == (13, 12, 1)
+    file = TraceFile(trace)
+    file.append(session.id, Batch([EVENT] * 5, 7, 2))
+    assert counts(trace) == (13, 7, 6)
+    file.append(session.id, Batch(troubles=[(1, "the supervisor was killed")]))
+    assert counts(trace) == (13, 7, 6)
+    file.close()
+
+
+def test_writer_that_is_behind_where_nobody_knows_how_many_there_are(trace: Path) -> None:
+    session = begin_session(trace, SESSION)
+    writer = TraceWriter(session, print)
+    writer.record(EVENT)
+    writer.close(0)
+    file = TraceFile(trace)
+    file.append(session.id, Batch([EVENT] * 5, 5))
+    file.close()
+    assert counts(trace) == (6, 0, 6)
+
+
 def counts(trace: Path) -> tuple[int, int, int]:
     """Return how many calls were seen, how many of them are lost, and how many are there."""
     ((seen, lost),) = rows(trace, "SELECT seen, lost FROM session")

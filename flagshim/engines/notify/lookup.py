@@ -136,7 +136,14 @@ class Lookup:
         except OSError as error:
             raise Leave(Reason.FAILED, error.errno or 0) from None
 
-    def find(self, call: OpenCall, start: int, resolve: int, handle: bytes | None) -> int:
+    def find(
+        self,
+        call: OpenCall,
+        start: int,
+        resolve: int,
+        handle: bytes | None = None,
+        may_create: bool = True,
+    ) -> int:
         """Return an O_PATH descriptor of the file that a call names, as whom we are just now.
 
         Args:
@@ -144,6 +151,7 @@ class Lookup:
             start: where it starts.
             resolve: RESOLVE_*.
             handle: of the file, for open_by_handle_at(2).
+            may_create: whether O_CREAT counts; then a symbolic link is not followed.
 
         Raises:
             Leave, MayWait: as Opener.open does.
@@ -154,7 +162,7 @@ class Lookup:
         assert call.path
         for attempt in range(_ATTEMPTS):
             try:
-                if call.flags & os.O_CREAT:
+                if call.flags & os.O_CREAT and may_create:
                     return _find_to_create(call, start, flags, resolve)
                 return openat2(start, call.path, flags, 0, resolve)
             except BlockingIOError:  # EAGAIN

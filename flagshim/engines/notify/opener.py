@@ -105,6 +105,13 @@ class Opener:
                 file = self._lookup.find(call, start, resolve, handle)
                 try:
                     facts = self._check_found(call, file, patient)
+                    if stat.S_ISLNK(facts.mode):
+                        file = self._follow(call, file, start, resolve)
+                        facts = self._check_found(call, file, patient)
+                        self._decide_on_found(call, tid, thread, file, facts, shared)
+                        raise Leave(
+                            Reason.NOT_RESCUED_CREATE_LINK, errno.EPERM if call.predicted else 0
+                        )
                     self._decide_on_found(call, tid, thread, file, facts, shared)
                     return self._open_found(call, file, patient, is_waiting)
                 finally:
@@ -179,15 +186,26 @@ class Opener:
         try:
             facts = facts_of(file)
             if stat.S_ISLNK(facts.mode):
-                if call.flags & os.O_NOFOLLOW:
-                    raise Leave(Reason.FAILED, errno.ELOOP)
-                raise Leave(new_file(call))  # O_CREAT, and nobody knows yet what it leads to
+                return facts
             self._filesystems.check(file, facts, patient)
         except OSError as error:  # its server is gone, as the open will find
             raise because_of(error, Reason.FAILED) from None
         if call.flags & os.O_CREAT and stat.S_ISDIR(facts.mode):
             raise Leave(Reason.FAILED, errno.EISDIR)
         return facts
+
+    def _follow(self, call: OpenCall, link: int, start: int, resolve: int) -> int:
+        """Find what O_CREAT on a link leads to, so that it is known whether that is refused.
+
+        It is not opened: nobody has looked whether it may be, in the directory that it is in
+        (protected_regular).
+        """
+        if call.flags & os.O_NOFOLLOW:
+            raise Leave(Reason.FAILED, errno.ELOOP)
+        target = self._lookup.find(call, start, resolve, may_create=False)
+        os.dup2(target, link, inheritable=False)
+        os.close(target)
+        return link
 
     def _decide_on_found(
         self,
