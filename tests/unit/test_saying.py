@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,24 @@ from flagshim import errors, status
 from flagshim.errors import say_in_passing, say_in_syslog
 
 
-@pytest.fixture
-def stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The end of a pipe at which one can read what we write to descriptor 2."""
-    monkeypatch.setattr(status, "_listener", None)
+@contextmanager
+def stderr() -> Iterator[int]:
+    """Give the end of a pipe at which one can read what is written to descriptor 2 meanwhile."""
     ours = os.dup(2)
     read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
     os.dup2(write_end, 2)
-    yield read_end
-    os.dup2(ours, 2)
-    for fd in (ours, read_end, write_end):
-        os.close(fd)
+    try:
+        yield read_end
+    finally:
+        os.dup2(ours, 2)
+        for fd in (ours, read_end, write_end):
+            os.close(fd)
+
+
+@pytest.fixture(autouse=True)
+def no_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "_listener", None)
 
 
 def fill(fd: int) -> None:
@@ -33,18 +41,20 @@ def fill(fd: int) -> None:
     os.set_blocking(fd, True)
 
 
-def test_in_passing(stderr: int) -> None:
-    say_in_passing("a\nb")
-    os.set_blocking(stderr, False)
-    assert os.read(stderr, 99) == b"flagshim: a\\nb\n"
+def test_in_passing() -> None:
+    with stderr() as read_end:
+        say_in_passing("a\nb")
+        said = os.read(read_end, 99)
+    assert said == b"flagshim: a\\nb\n"
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01])
-def test_in_passing_to_a_full_pipe(stderr: int, seconds: float) -> None:
-    fill(2)
-    say_in_passing("lost", seconds)
-    os.set_blocking(stderr, False)
-    assert b"lost" not in os.read(stderr, 1 << 20)
+def test_in_passing_to_a_full_pipe(seconds: float) -> None:
+    with stderr() as read_end:
+        fill(2)
+        say_in_passing("lost", seconds)
+        said = os.read(read_end, 1 << 20)
+    assert b"lost" not in said
 
 
 @pytest.fixture
