@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from tests.processes import children, everybody, program, role_of
 from tests.support import HANGS, REPOSITORY, flagshim_command, rows
 
 from .vm import user_prefix
@@ -75,9 +76,9 @@ class Machine:
     def pid(self) -> int:
         """QEMU's own PID, once it is QEMU."""
         if self.way.command == "run":
-            wait_until(lambda: bool(children(self.process.pid, "qemu")), "flagshim starts QEMU")
-            return children(self.process.pid, "qemu")[0]
-        wait_until(lambda: program(self.process.pid).startswith("qemu"), "the process is QEMU")
+            wait_until(lambda: bool(qemus_of(self.process.pid)), "flagshim starts QEMU")
+            return qemus_of(self.process.pid)[0]
+        wait_until(lambda: is_qemu(self.process.pid), "the process is QEMU")
         return self.process.pid
 
     def ended(self) -> tuple[int, str, str]:
@@ -124,7 +125,7 @@ def _marked(mark: str) -> list[int]:
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes():
                 found.append(int(entry.name))
-    return sorted(found, key=lambda pid: not program(pid).startswith("qemu"))
+    return sorted(found, key=lambda pid: not is_qemu(pid))
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
@@ -153,33 +154,19 @@ def wait_for_end(pid: int, seconds: float = SECONDS) -> None:
         os.close(descriptor)
 
 
-def program(pid: int) -> str:
-    """The base name of a process's executable, empty if it has gone."""
-    try:
-        return Path(os.readlink(f"/proc/{pid}/exe")).name
-    except OSError:
-        return ""
+def is_qemu(pid: int) -> bool:
+    """Tell whether a process has come to run QEMU and has not gone."""
+    return Path(program(pid)).name.startswith("qemu")
 
 
-def children(pid: int, name: str) -> list[int]:
-    """The children of a process whose executable's name begins so."""
-    try:
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [int(child) for child in found if program(int(child)).startswith(name)]
+def qemus_of(pid: int) -> list[int]:
+    """The children of a process that run QEMU."""
+    return [child for child in children(pid) if is_qemu(child)]
 
 
-def supervisors(pid: int) -> list[int]:
+def supervisors_of(pid: int) -> list[int]:
     """The notify engine's supervisors of a command, as ps(1) shows them."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(
-                f"flagshim: supervisor of {pid} (".encode()
-            ):
-                found.append(int(entry.name))
-    return found
+    return [one for one in everybody() if role_of(one).startswith(f"supervisor of {pid} (")]
 
 
 def status_of(pid: int, *fields: str) -> dict[str, str]:

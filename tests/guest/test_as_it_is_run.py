@@ -30,8 +30,8 @@ from .machine import (
     SECONDS,
     Machine,
     Way,
-    children,
-    program,
+    is_qemu,
+    qemus_of,
     started,
     status_of,
     wait_for_end,
@@ -293,14 +293,14 @@ def test_daemon(way: Way, place: Path) -> None:
         assert machine.process.stdout is not None
         assert read_until(machine.process.stdout.fileno(), None) == b""
         pid = int(pidfile.read_text())
-        assert program(pid) == "qemu-system-x86_64"
+        assert is_qemu(pid)
         assert qmp.ask("query-status")
         if way.command == "exec":
             assert machine.process.wait(SECONDS) == 0
         else:
             assert machine.process.poll() is None
         if way is Way.RUN_NOTIFY:  # which knows of calls, not of processes: it leaves QEMU alone
-            wait_until(lambda: not children(machine.process.pid, "qemu"), "CMD has ended")
+            wait_until(lambda: not qemus_of(machine.process.pid), "CMD has ended")
             machine.process.terminate()
             assert machine.process.wait(SECONDS) == 0
             assert qmp.ask("query-status")
@@ -420,7 +420,7 @@ def test_a_daemon_in_a_jail(
             assert machine.process.returncode == 0
             pid = int(pidfile.read_text())
             with monitor(path) as qmp:
-                assert program(pid) == "qemu-system-x86_64"
+                assert is_qemu(pid)
                 assert os.readlink(f"/proc/{pid}/root") == str(jail)
                 assert set(status_of(pid, "Uid")["Uid"].split()) == {str(NOBODY)}
                 qmp.ask("cont")

@@ -19,7 +19,7 @@ from flagshim.probes import reason_notify_unavailable
 from tests.support import read_until, require, rows
 
 from .image import Image
-from .machine import SECONDS, Way, started, status_of, supervisors, wait_until
+from .machine import SECONDS, Way, started, status_of, supervisors_of, wait_until
 from .monitor import Monitor, monitor
 from .refusals import Trace, by_file, count_asked
 from .requirements import unpatched_obstacle
@@ -72,7 +72,7 @@ def test_debugged_and_bereaved(
             assert HITS < before < FILES - MORE, "the guest is in the middle of its reads"
             qmp.ask("cont")
             wait_until(lambda: len(reads(trace_file, guest_share)) >= before + MORE, "it reads on")
-            killed, killed_ns = supervisors(pid), time.time_ns()
+            killed, killed_ns = supervisors_of(pid), time.time_ns()
             for supervisor in killed:  # the one that receives calls, and one in reserve
                 os.kill(supervisor, signal.SIGKILL)
             ended = qmp.wait_for("SHUTDOWN", TIMEOUT)

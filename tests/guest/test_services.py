@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from flagshim.probes import reason_notify_unavailable
+from tests.processes import program
 from tests.support import REPOSITORY, flagshim_command, read_until, require, rows
 
-from .machine import BARE, SECONDS, program, wait_for_end, wait_until
+from .machine import BARE, SECONDS, wait_for_end, wait_until
 from .monitor import monitor
 from .requirements import obstacle
 from .services import Manager, runit_service, supervisord_service
@@ -102,7 +103,7 @@ def background_pid(process: subprocess.Popen[bytes], name: str = QEMU.name) -> i
     assert process.stdout is not None
     said = read_until(process.stdout.fileno(), b".\n")
     pid = int(said.decode().split()[1].rstrip("."))
-    wait_until(lambda: program(pid) == name, f"$! is {name}")
+    wait_until(lambda: program(pid).endswith(f"/{name}"), f"$! is {name}")
     return pid
 
 
@@ -206,7 +207,7 @@ def qemus_pid(service: Manager, before: int | None = None) -> int:
 
     def found() -> bool:
         pid = service.pid()
-        return pid is not None and pid != before and program(pid) == QEMU.name
+        return pid is not None and pid != before and program(pid) == str(QEMU)
 
     wait_until(found, "the manager's PID is QEMU's")
     pid = service.pid()

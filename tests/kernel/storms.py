@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.kernel.conftest import NOBODY, SECONDS, Place, Runner
 from tests.kernel.ways import status_of
+from tests.processes import everybody, program, role_of
 from tests.support import REPOSITORY, rows, wait_until
 
 PROCESSES, THREADS = 8, 4
@@ -52,15 +53,7 @@ class Storm:
 
     def threads(self) -> set[int]:
         """IDs of the processes that run the program."""
-        found = set()
-        for name in os.listdir("/proc"):
-            if name.isdecimal():
-                try:
-                    if os.readlink(f"/proc/{name}/exe") == self.program:
-                        found.add(int(name))
-                except OSError:
-                    continue
-        return found
+        return {pid for pid in everybody() if program(pid) == self.program}
 
     def supervisors(self) -> list[int]:
         """IDs of the notify engine's supervisors of this program."""
@@ -108,7 +101,8 @@ class Storm:
     def end(self) -> None:
         """End what is left of it."""
         for pid in self.threads():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.communicate(timeout=SECONDS)
 
 
@@ -147,15 +141,6 @@ def guards_of(pid: int) -> list[int]:
     return [guard for guard in found if _parent_of(guard) not in found]  # nor one just forked
 
 
-def role_of(pid: int) -> str:
-    """What ps(1) shows a process of flagshim's as, such as "keeper of 7, …"; else nothing."""
-    try:
-        text = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except OSError:
-        return ""
-    return text.removeprefix("flagshim: ") if text.startswith("flagshim: ") else ""
-
-
 def _parent_of(pid: int) -> int:
     try:
         return int(status_of(pid, "PPid"))
@@ -164,5 +149,4 @@ def _parent_of(pid: int) -> int:
 
 
 def _titled(role: str, pid: int) -> list[int]:
-    names = [name for name in os.listdir("/proc") if name.isdecimal()]
-    return [int(name) for name in names if role_of(int(name)).startswith(f"{role} of {pid} ")]
+    return [someone for someone in everybody() if role_of(someone).startswith(f"{role} of {pid} ")]

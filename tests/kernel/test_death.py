@@ -13,7 +13,8 @@ import pytest
 from tests.kernel.asked import Asked
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
 from tests.kernel.storms import PROCESSES, THREADS, Storm
-from tests.kernel.ways import attach, children, tracer_of
+from tests.kernel.ways import attach, tracer_of
+from tests.processes import children, role_of
 from tests.support import REPOSITORY, flagshim_command, rows, wait_until
 
 OPENS, FEWER = 100_003, 30_011
@@ -168,19 +169,8 @@ def test_the_guard_knows_somebody_at_any_moment(run: Runner) -> None:
 
 def guard_of(supervisor: int) -> int:
     """PID of the guard, once it is ready: it takes its title a moment after its start."""
-    title = f"flagshim: guard of {supervisor}"
-    found: list[int] = []
-
-    def is_there() -> bool:
-        found[:] = [
-            pid
-            for pid in children(supervisor)
-            if Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0") == title
-        ]
-        return bool(found)
-
-    wait_until(is_there)
-    (guard,) = found
+    role = f"guard of {supervisor}"
+    (guard,) = wait_until(lambda: [pid for pid in children(supervisor) if role_of(pid) == role])
     return guard
 
 

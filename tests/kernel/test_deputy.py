@@ -18,7 +18,7 @@ import pytest
 
 from flagshim.probes import reason_notify_unavailable
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Run, Runner
-from tests.kernel.ways import children
+from tests.processes import children, role_of
 from tests.support import REPOSITORY, flagshim_command, require, rows, wait_until
 
 SCENES = REPOSITORY / "tests/kernel/programs/deputy"
@@ -340,7 +340,7 @@ def _held(guard: int) -> list[int]:
     return [
         len(os.listdir(f"/proc/{pid}/fd"))
         for pid in children(guard)
-        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"flagshim: supervisor of ")
+        if role_of(pid).startswith("supervisor of ")
     ]
 
 

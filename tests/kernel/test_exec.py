@@ -11,6 +11,7 @@ import pytest
 
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
 from tests.kernel.ways import as_exec, ended_trace
+from tests.processes import program
 from tests.support import REPOSITORY, require, rows
 
 IDENTITY = (
@@ -90,7 +91,7 @@ def wait_for_tracer(pid: int) -> int:
         assert time.monotonic() < deadline
         status = Path(f"/proc/{pid}/status").read_text()
         tracer = int(status.split("TracerPid:")[1].split()[0])
-        if tracer and "storm" in os.readlink(f"/proc/{pid}/exe"):
+        if tracer and "storm" in program(pid):
             return tracer
         time.sleep(0.01)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
-from tests.kernel.ways import children, tracer_of
+from tests.kernel.ways import tracer_of
+from tests.processes import arguments, children, role_of
 from tests.support import REPOSITORY, rows, wait_until
 
 OPENS = 20011
@@ -33,15 +34,16 @@ def supervised(run: Runner, mode: str, argv: list[str]) -> Iterator[tuple[int, i
     try:
         if mode == "run":
             supervisor = process.pid
-            wait_until(lambda: len(children(supervisor)) == 2)
-            keeper, cmd = sorted(children(supervisor), key=lambda pid: arguments(pid) == argv)
+            (cmd,) = wait_until(
+                lambda: [pid for pid in children(supervisor) if arguments(pid) == argv]
+            )
         else:
             cmd = process.pid
-        wait_until(lambda: arguments(cmd) == argv)
-        if mode == "exec":
+            wait_until(lambda: arguments(cmd) == argv)
             supervisor = tracer_of(cmd)
-            (keeper,) = children(supervisor)
-        wait_until(lambda: arguments(keeper)[0].startswith("flagshim: keeper"))
+        (keeper,) = wait_until(
+            lambda: [pid for pid in children(supervisor) if role_of(pid).startswith("keeper of ")]
+        )
         yield cmd, supervisor, keeper
         assert process.stdin is not None
         process.stdin.close()
@@ -50,10 +52,6 @@ def supervised(run: Runner, mode: str, argv: list[str]) -> Iterator[tuple[int, i
         process.kill()
         process.wait()
     wait_until(lambda: bool(rows(run.trace, "SELECT ended_ns FROM session")[0][0]))
-
-
-def arguments(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
 
 
 def shown(pid: int) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from flagshim import tracee
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
 from tests.kernel.storms import new_log, times_in
 from tests.kernel.ways import Way
+from tests.processes import children, name_of
 from tests.support import REPOSITORY, flagshim_command, require, rows, wait_until
 
 
@@ -223,16 +223,11 @@ def test_command_that_ended_gets_no_signal_under_its_old_number(run: Runner, pla
     argv = run.command(["sh", "-c", 'setsid sh -c "$0" "$1" & exit 3', script, str(note)])
     process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
     deadline = time.monotonic() + SECONDS
-    while not Path(f"{note}.up").exists() or b"sh" in _names_of_children(process.pid):
+    while not Path(f"{note}.up").exists() or "sh" in map(name_of, children(process.pid)):
         assert time.monotonic() < deadline
     process.terminate()
     assert process.wait(timeout=SECONDS) == 3
     assert note.read_text() == "told\n"
-
-
-def _names_of_children(pid: int) -> set[bytes]:
-    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {tracee.comm(int(child)) for child in pids}
 
 
 OPENS_WITH = """

@@ -10,7 +10,8 @@ import pytest
 
 from tests.kernel.asked import Asked
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
-from tests.kernel.ways import children, status_of, tracer_of
+from tests.kernel.ways import status_of, tracer_of
+from tests.processes import arguments, children
 from tests.support import REPOSITORY, flagshim_command, rows, wait_until
 
 SERVED = "SELECT count(*) FROM event WHERE fd IS NOT NULL"
@@ -99,17 +100,9 @@ def test_one_that_is_stopped(sleeper: subprocess.Popen[bytes], tmp_path: Path) -
 def test_one_with_a_filter(run: Runner, tmp_path: Path) -> None:
     command = run.command(["sleep", "100"], "--if-supervisor-dies", "continue", user=None)
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as supervisor:
-        found: list[int] = []
-
-        def the_sleeper() -> bool:
-            found[:] = [
-                pid for pid in children(supervisor.pid)
-                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep")
-            ]  # fmt: skip
-            return bool(found)
-
-        wait_until(the_sleeper)
-        (pid,) = found
+        (pid,) = wait_until(
+            lambda: [pid for pid in children(supervisor.pid) if arguments(pid)[:1] == ["sleep"]]
+        )
         others = [child for child in children(supervisor.pid) if child != pid]
         for process in (*others, supervisor.pid):  # the guard first: it would take over
             os.kill(process, signal.SIGKILL)

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.kernel.conftest import Build, Place, Runner
-from tests.kernel.ways import children
+from tests.processes import children, role_of
 from tests.support import REPOSITORY, rows
 
 OPENS = int(os.environ.get("FLAGSHIM_STORM", "200003"))
@@ -37,7 +37,7 @@ def test_memory_is_flat_and_the_trace_bounded(build: Build, run: Runner, place: 
             if not keeper:
                 keeper = next(
                     pid for pid in children(process.pid)
-                    if b"keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()
+                    if role_of(pid).startswith("keeper of ")
                 )  # fmt: skip
             (seen,) = rows(run.trace, "SELECT seen FROM session")[0]
             size = sum(file.stat().st_size for file in run.trace.parent.glob("trace1.db*"))

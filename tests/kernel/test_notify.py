@@ -17,7 +17,8 @@ from tests.kernel.storms import (
     supervisors_of,
     times_in,
 )
-from tests.kernel.ways import children, is_a_shell, status_of
+from tests.kernel.ways import status_of
+from tests.processes import children, name_of
 from tests.support import REPOSITORY, flagshim_command, require, rows, wait_until
 
 
@@ -183,7 +184,7 @@ def test_run_is_asked_to_end_after_its_command(run: Runner, place: Place) -> Non
     go = os.open(gate, os.O_RDWR)  # does not wait for a reader
     try:
         wait_until(lambda: said.read_text() == "started\n")
-        wait_until(lambda: not any(map(is_a_shell, children(process.pid))))
+        wait_until(lambda: "sh" not in map(name_of, children(process.pid)))
         process.terminate()
         _, err = process.communicate(timeout=SECONDS)
         assert process.returncode == 3
@@ -278,8 +279,7 @@ def test_fewer_descriptors_than_threads(
 def test_supervisor_that_is_stopped_does_not_outlive_the_program(run: Runner) -> None:
     program = subprocess.Popen(run.command(["cat"], "--engine", "notify"), stdin=subprocess.PIPE,
                                cwd=REPOSITORY)  # fmt: skip
-    wait_until(lambda: any(tracee.comm(pid) == b"cat" for pid in children(program.pid)))
-    (pid,) = (pid for pid in children(program.pid) if tracee.comm(pid) == b"cat")
+    (pid,) = wait_until(lambda: [pid for pid in children(program.pid) if name_of(pid) == "cat"])
     wait_until(lambda: supervisors_of(pid))
     for supervisor in supervisors_of(pid):
         os.kill(supervisor, signal.SIGSTOP)

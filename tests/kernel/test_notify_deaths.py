@@ -18,10 +18,10 @@ from tests.kernel.storms import (
     guards_of,
     new_log,
     release,
-    role_of,
     times_in,
 )
-from tests.kernel.ways import children, is_a_shell, status_of
+from tests.kernel.ways import status_of
+from tests.processes import children, name_of, role_of
 from tests.support import REPOSITORY, require, rows, wait_until
 
 KILLS, OPENS = 101, 100_003
@@ -158,10 +158,7 @@ def test_guard_killed_again_and_again(build: Build, place: Place, folder: Path) 
 
 def has_started_one(guard: int) -> bool:
     """Tell whether a guard has started a supervisor, which may still have the guard's title."""
-    try:
-        roles = [role_of(child) for child in children(guard)]
-    except FileNotFoundError:  # it has ended
-        return False
+    roles = map(role_of, children(guard))
     return any(role.startswith(("supervisor of ", "guard of ")) for role in roles)
 
 
@@ -187,7 +184,7 @@ def test_guard_killed_while_supervisors_wait_for_a_filesystem(
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE)
     wait_until(lambda: len(times_in(log)) > opens // 101)
     guard = process.pid
-    (shell,) = filter(is_a_shell, children(guard))
+    (shell,) = (pid for pid in children(guard) if name_of(pid) == "sh")
     for _ in range(kills):
         done = min(len(times_in(log)), some)
         os.kill(guard, signal.SIGKILL)

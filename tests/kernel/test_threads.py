@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
 from tests.kernel.ways import Way, attach, traced
+from tests.processes import children
 from tests.support import REPOSITORY, require, wait_until
 
 
@@ -56,8 +56,7 @@ def test_left_in_the_middle_of_a_vfork(build: Build, run: Runner, place: Place) 
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=NOBODY,
     )  # fmt: skip
     try:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        wait_until(lambda: children.read_text() != "")
+        wait_until(lambda: children(process.pid))
         flagshim = attach(run, process.pid, "--for", "0.2")
         error = flagshim.communicate(timeout=SECONDS)[1]
         assert flagshim.returncode == 0, error

@@ -14,7 +14,7 @@ from statistics import median
 import pytest
 
 from tests.kernel.conftest import SECONDS, Build, Place, Runner
-from tests.kernel.ways import children
+from tests.processes import children, program
 from tests.support import REPOSITORY, rows
 
 
@@ -182,7 +182,7 @@ def test_killed_keeper(build: Build, run: Runner, place: Place) -> None:
     assert process.stdout.readline() == "up\n"
     (keeper,) = (
         pid for pid in children(process.pid)
-        if os.readlink(f"/proc/{pid}/exe") == os.path.realpath(sys.executable)
+        if program(pid) == os.path.realpath(sys.executable)
     )  # fmt: skip
     os.kill(keeper, signal.SIGKILL)
     last = process.communicate("\n", timeout=SECONDS)[1].splitlines()[-1]

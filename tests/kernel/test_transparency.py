@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Run, Runner
-from tests.kernel.ways import Way, children, status_of
+from tests.kernel.ways import Way, status_of
+from tests.processes import children, program
 from tests.support import REPOSITORY, read_until, require, rows, wait_until
 
 
@@ -335,10 +336,7 @@ def test_stop_and_continue_of_the_program_alone(build: Build, run: Runner, place
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as supervisor:
         try:
             wait_until(lambda: _count(shim) > 97)
-            (storm,) = (
-                pid for pid in children(supervisor.pid)
-                if "storm" in os.readlink(f"/proc/{pid}/exe")
-            )  # fmt: skip
+            (storm,) = (pid for pid in children(supervisor.pid) if "storm" in program(pid))
 
             def stands_still() -> bool:
                 before = _count(shim)

@@ -53,19 +53,6 @@ def status_of(pid: int, field: str) -> str:
     return text.split(f"\n{field}:\t")[1].split("\n")[0]
 
 
-def children(pid: int) -> list[int]:
-    """Return the PIDs of a process's children."""
-    return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_a_shell(pid: int) -> bool:
-    """Tell whether a process is, or was, a shell."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text() == "sh\n"
-    except OSError:
-        return False
-
-
 def tracer_of(pid: int) -> int:
     """Return the PID of a process's tracer, 0 if it has none."""
     return int(status_of(pid, "TracerPid"))

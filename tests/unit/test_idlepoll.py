@@ -13,6 +13,7 @@ from flagshim.engines.notify import idlepoll
 from flagshim.engines.notify.idlepoll import POLL_SECONDS, IdlePoller, Pace, has_quota
 from flagshim.engines.notify.lanes import Lanes
 from flagshim.tracee import has_ended
+from tests.processes import children, role_of
 from tests.support import wait_until
 
 COMMAND = "7 (program)"
@@ -46,14 +47,11 @@ def poller(lanes: Lanes, alarm: int) -> Iterator[IdlePoller]:
         wait_until(lambda: os.waitpid(-1, os.WNOHANG)[0])
 
 
-def children() -> list[int]:
+def pollers() -> list[int]:
     """IDs of the pollers that are children of ours."""
-    found = []
-    for task in Path("/proc/self/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
-            if "idle poller of 7 " in Path(f"/proc/{pid}/cmdline").read_text():
-                found.append(pid)
-    return found
+    tids = map(int, os.listdir("/proc/self/task"))
+    ours = [child for tid in tids for child in children(os.getpid(), tid)]
+    return [pid for pid in ours if role_of(pid).startswith("idle poller of 7 ")]
 
 
 def has_rung(alarm: int) -> bool:
@@ -96,8 +94,7 @@ def test_it_is_not_woken_while_it_polls(
 
 def test_it_polls_as_long_as_calls_come(lanes: Lanes, alarm: int, poller: IdlePoller) -> None:
     poller.start()
-    wait_until(children)
-    (pid,) = children()
+    (pid,) = wait_until(pollers)
 
     def polls_for_long() -> bool:  # unless one of us gets no CPU in between
         os.eventfd_write(alarm, 1)
@@ -120,12 +117,12 @@ def test_it_polls_as_long_as_calls_come(lanes: Lanes, alarm: int, poller: IdlePo
 def test_killed_it_is_wanted_again(lanes: Lanes, poller: IdlePoller) -> None:
     assert poller.is_wanted
     poller.start()
-    wait_until(children)
+    wait_until(pollers)
     poller.look_after()
     assert not poller.is_wanted
     wait_until(lambda: lanes.poller_rests)
     lanes.poller_rests = False
-    os.kill(*children(), signal.SIGKILL)
+    os.kill(*pollers(), signal.SIGKILL)
     wait_until(lambda: poller.look_after() or poller.is_wanted)
     assert lanes.poller_rests, "the next quick call rings"
 
@@ -167,8 +164,8 @@ def test_it_ends_with_its_parent(lanes: Lanes, alarm: int, stopped: bool) -> Non
     parent = os.fork()
     if parent == 0:
         IdlePoller(lanes, alarm, COMMAND).start()
-        wait_until(children)
-        os.write(tell, b"%d" % children()[0])
+        wait_until(pollers)
+        os.write(tell, b"%d" % pollers()[0])
         signal.pause()
     pid = int(os.read(told, 16))
     wait_until(lambda: os.sched_getscheduler(pid) == os.SCHED_IDLE)
