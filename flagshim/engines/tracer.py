@@ -17,10 +17,13 @@ from flagshim.engines.sink import Sink
 from flagshim.engines.stops import Stops
 from flagshim.engines.threads import Thread
 from flagshim.linux.ptrace import (
+    PTRACE_EVENT_CLONE,
     PTRACE_EVENT_EXEC,
     PTRACE_EVENT_EXIT,
+    PTRACE_EVENT_FORK,
     PTRACE_EVENT_SECCOMP,
     PTRACE_EVENT_STOP,
+    PTRACE_EVENT_VFORK,
     ptrace_cont,
     ptrace_detach,
     ptrace_event_message,
@@ -30,6 +33,7 @@ from flagshim.linux.ptrace import (
 from flagshim.trace.events import text_or_bytes
 
 _GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+_MULTIPLIED = frozenset({PTRACE_EVENT_FORK, PTRACE_EVENT_VFORK, PTRACE_EVENT_CLONE})
 SYSCALL_STOP = signal.SIGTRAP | 0x80  # PTRACE_O_TRACESYSGOOD
 _RETRY_SECONDS = 0.05
 
@@ -159,6 +163,8 @@ class Tracer:
                 thread.stopped = False
                 if event == PTRACE_EVENT_STOP:
                     self.interrupted(thread)
+                elif event in _MULTIPLIED:
+                    self._multiplied(thread)
                 if thread.in_call:  # a new child, say; the call itself has not returned
                     ptrace_syscall(tid)
                 else:
@@ -176,6 +182,16 @@ class Tracer:
     def _let_go(self, tid: int) -> None:
         with contextlib.suppress(OSError):
             self.resume(tid)
+
+    def _multiplied(self, thread: Thread) -> None:
+        """Note a new tracee before who made it goes on, and perhaps ends.
+
+        A guard that finds neither would serve nobody. The new one may have had its first stop
+        already, and its last.
+        """
+        tid = ptrace_event_message(thread.tid)
+        if tid and tid not in self.threads and tracee.tracer_of(tid) == os.getpid():
+            self.roster.add(tid)
 
     def _execed(self, thread: Thread) -> None:
         """Handle exec, which a thread other than the leader comes out of as the leader.
