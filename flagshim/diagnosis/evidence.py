@@ -97,10 +97,7 @@ def from_event(event: OpenEvent, began: bool | None, look: Look) -> Evidence:
     if look is Look.NOTHING:
         return Evidence(event, began)
     who = _who(event.tid) if look is Look.ALL else None
-    inode, is_folder = _inode(event, alive=who is not None)
-    mount = None
-    if inode:
-        mount = (who and _mount(event.tid, inode.mount_id)) or _mount("self", inode.mount_id)
+    inode, is_folder, mount = _file(event, alive=who is not None)
     is_fuse = mount is not None and mount.kind.partition(".")[0] == "fuse"
     servers = fuse_servers(inode.device_minor) if inode and is_fuse else ()
     return Evidence(event, began, who, inode, is_folder, mount, servers)
@@ -151,21 +148,24 @@ def _unit(tid: int) -> str:
     return next((part for part in parts if part.endswith((".service", ".scope"))), "")
 
 
-def _inode(event: OpenEvent, alive: bool) -> tuple[Inode | None, bool]:
-    """Look at the file by the thread's own root, or by ours if it is gone."""
+def _file(event: OpenEvent, alive: bool) -> tuple[Inode | None, bool, Mount | None]:
+    """Look at the file and its mount by the thread's own root, or by ours if it is gone.
+
+    Both by the same: the mounts of another namespace have other IDs.
+    """
     if event.syscall == "fcntl" and event.resolved is None:
-        return None, False
+        return None, False, None
     name = event.resolved if event.resolved is not None else event.path
-    if name is None:
-        return None, False
-    path = os.fsencode(name)
+    path = os.fsencode(name) if name is not None else b""
     if not path.startswith(b"/"):
-        return None, False
+        return None, False, None
     if alive and tracee.root_of(event.tid) == b"/":
-        found = _inode_at(event, path, b"/proc/%d/root" % event.tid)
-        if found[0] is not None or not tracee.has_ended(event.tid):
-            return found
-    return _inode_at(event, path, b"")
+        inode, is_folder = _inode_at(event, path, b"/proc/%d/root" % event.tid)
+        mount = _mount(event.tid, inode.mount_id) if inode else None
+        if mount or not tracee.has_ended(event.tid):
+            return inode, is_folder, mount
+    inode, is_folder = _inode_at(event, path, b"")
+    return inode, is_folder, _mount("self", inode.mount_id) if inode else None
 
 
 def _inode_at(event: OpenEvent, path: bytes, root: bytes) -> tuple[Inode | None, bool]:

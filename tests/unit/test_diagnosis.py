@@ -205,6 +205,29 @@ def test_a_process_that_ends_while_it_is_looked_at(
     assert (found.inode is not None, found.is_folder) == (flags != os.O_RDONLY,) * 2
 
 
+def test_a_process_that_ends_between_its_file_and_its_mount(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Mounts of its namespace have other IDs than ours: then both are looked at by our own root."""
+    file = tmp_path / "file"
+    file.touch()
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    look = evidence.inode_of
+
+    def inode_of(path: bytes, follow: bool) -> Inode:
+        found = look(path, follow)
+        if not path.startswith(b"/proc/"):
+            return found
+        process.communicate()
+        return found._replace(mount_id=-1)
+
+    monkeypatch.setattr(evidence, "inode_of", inode_of)
+    found = from_event(event(tid=process.pid, path=str(file), resolved=str(file)), True, Look.ALL)
+    assert process.returncode == 0, "it was looked at"
+    assert found.inode is not None
+    assert found.mount is not None
+
+
 def test_what_the_program_did_next_is_the_best_evidence() -> None:
     collection = Collection(Look.NOTHING)
     refused = event(tid=7, path="name", resolved=None)
