@@ -119,8 +119,12 @@ class TestTraces:
             return _sum(reader, started, troubles)
 
     def remove(self) -> None:
-        """Remove the folder."""
+        """Remove the folder, and what helpers that are about to end make in it meanwhile."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         shutil.rmtree(self.folder, ignore_errors=True)
+        while self.folder.exists() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _is_changing(started: Started) -> bool:
@@ -130,13 +134,14 @@ def _is_changing(started: Started) -> bool:
     """
     if not started.trace:
         return False
-    if not os.path.exists(started.trace):
-        return _is_alive(started.pid)
     try:
         with TraceReader(started.trace) as reader:
-            over = all(session.ended_ns is not None for session in reader.sessions())
+            sessions = reader.sessions()
     except FlagshimError:
-        return False  # what is wrong with it is said when it is merged
+        sessions = []  # not there, or it has just been made; what else is wrong a merge says
+    if not sessions:
+        return _is_alive(started.pid)
+    over = all(session.ended_ns is not None for session in sessions)
     return not over and not _is_alive(started.pid)
 
 
