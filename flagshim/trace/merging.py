@@ -11,7 +11,7 @@ from typing import NamedTuple
 from flagshim.errors import FlagshimError
 from flagshim.trace.reader import TraceReader
 from flagshim.trace.records import Session
-from flagshim.trace.store import make_trace
+from flagshim.trace.store import PATIENT_SECONDS, make_trace
 
 _KEY = ("started_ns", "host", "uid", "command")
 """What tells a session from every other; its ID is only that of a row."""
@@ -42,7 +42,9 @@ class Merging:
 
     def __init__(self, path: Path) -> None:
         self.path = make_trace(path)
-        self._db = sqlite3.connect(os.fsencode(self.path), isolation_level=None, timeout=10)
+        self._db = sqlite3.connect(
+            os.fsencode(self.path), isolation_level=None, timeout=PATIENT_SECONDS
+        )
         self._tables = {
             table: _kinds(self._db, table)
             for (table,) in self._db.execute(

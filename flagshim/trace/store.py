@@ -14,6 +14,9 @@ from flagshim.trace import schema, sums
 from flagshim.trace.bounds import Bound
 
 _BUSY_SECONDS = 2.0
+"""How long to wait for another writer while opens are waiting for us."""
+PATIENT_SECONDS = 10.0
+"""How long otherwise."""
 
 BlindSpot = tuple[str, str | bytes, int]
 """(kind, program, how often since the last time)."""
@@ -35,13 +38,14 @@ class TraceFile:
 
     Args:
         path: absolute; the file exists.
+        busy_seconds: how long to wait for another writer.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, busy_seconds: float = _BUSY_SECONDS) -> None:
         self.path = path
         # mode=rw: if somebody deletes a trace in use, no empty one is to be made in its place.
         uri = f"file://{quote(os.fsencode(path))}?mode=rw"
-        self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
+        self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=busy_seconds)
         self._inode = os.stat(path).st_ino
         # An event is on its way to the disk when it is written; waiting for it to arrive
         # would save it from a power cut only.
@@ -277,12 +281,14 @@ def make_trace(path: Path) -> Path:
     Raises:
         FlagshimError: the file is something else, or cannot be written.
     """
-    with _made_ready(path) as (trace, _):
+    with _made_ready(path, PATIENT_SECONDS) as (trace, _):
         return trace.path
 
 
 @contextlib.contextmanager
-def _made_ready(path: Path) -> Iterator[tuple[TraceFile, bool]]:
+def _made_ready(
+    path: Path, busy_seconds: float = _BUSY_SECONDS
+) -> Iterator[tuple[TraceFile, bool]]:
     """Open a trace, made if missing, with all its tables; say what is wrong in our words."""
     hint = "choose another file with -o"
     made = False
@@ -295,7 +301,7 @@ def _made_ready(path: Path) -> Iterator[tuple[TraceFile, bool]]:
             raise FlagshimError(f"{path}: not a regular file", hint)
         if path.stat().st_size and not _looks_like_sqlite(path):
             raise FlagshimError(f"{path}: exists, and is not a flagshim trace", hint)
-        trace = TraceFile(path)
+        trace = TraceFile(path, busy_seconds)
         try:
             trace.set_up()
             yield trace, made
