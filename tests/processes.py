@@ -19,6 +19,13 @@ def children(pid: int, thread: int | None = None) -> list[int]:
     return [int(child) for child in _read(f"{pid}/task/{thread or pid}/children").split()]
 
 
+def threads_of(pid: int) -> int:
+    """How many threads a process has."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return len(os.listdir(f"/proc/{pid}/task"))
+    return 0
+
+
 def arguments(pid: int) -> list[str]:
     """A process's command line; empty before its first execve has ended, too."""
     text = _read(f"{pid}/cmdline").decode(errors="surrogateescape")

@@ -25,6 +25,9 @@ from .machine import SECONDS, wait_until
 class Manager(Protocol):
     """One service, and who manages it."""
 
+    restarts_at_success: bool
+    """Whether it is started again when it has ended with exit status 0."""
+
     def pid(self) -> int | None:
         """PID of the service as its manager knows it; None if it is down."""
 
@@ -43,6 +46,8 @@ class Manager(Protocol):
 
 class Runit:
     """A service under runsv(8), with a `finish` that writes down how it ended."""
+
+    restarts_at_success = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,6 +96,8 @@ def runit_service(command: Sequence[str], folder: Path) -> Iterator[Manager]:
 
 class Supervisord:
     """A service under supervisord, asked by supervisorctl."""
+
+    restarts_at_success = False
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

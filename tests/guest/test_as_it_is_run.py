@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 
 from flagshim.probes import reason_notify_unavailable
+from flagshim.tracee import has_ended
+from tests.processes import children, role_of
 from tests.support import REPOSITORY, read_until, require
 
 from .image import Image
@@ -31,7 +33,6 @@ from .machine import (
     Machine,
     Way,
     is_qemu,
-    qemus_of,
     started,
     status_of,
     wait_for_end,
@@ -300,7 +301,9 @@ def test_daemon(way: Way, place: Path) -> None:
         else:
             assert machine.process.poll() is None
         if way is Way.RUN_NOTIFY:  # which knows of calls, not of processes: it leaves QEMU alone
-            wait_until(lambda: not qemus_of(machine.process.pid), "CMD has ended")
+            run = machine.process.pid
+            wait_until(lambda: all(role_of(pid) or has_ended(pid) for pid in children(run)),
+                       "CMD has ended")  # fmt: skip
             machine.process.terminate()
             assert machine.process.wait(SECONDS) == 0
             assert qmp.ask("query-status")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flagshim.probes import reason_notify_unavailable
-from tests.processes import program
+from tests.processes import everybody, program, role_of
 from tests.support import REPOSITORY, flagshim_command, read_until, require, rows
 
 from .machine import BARE, SECONDS, wait_for_end, wait_until
@@ -58,6 +58,9 @@ def qemu(request: pytest.FixtureRequest, place: Path) -> Iterator[Path]:
     if (place / TRACE).exists():
         wait_until(lambda: not rows(place / TRACE, "SELECT 1 FROM session WHERE ended_ns IS NULL"),
                    "every helper ends with its QEMU")  # fmt: skip
+        writes = f"writes {place / TRACE}"  # files beside it, until its end
+        wait_until(lambda: not any(role_of(pid).endswith(writes) for pid in everybody()),
+                   "so does every keeper")  # fmt: skip
         assert set(rows(place / TRACE, "SELECT engine FROM session")) == {(request.param,)}
 
 
@@ -135,8 +138,8 @@ def test_shell_sees_qemu_fail(qemu: Path, place: Path) -> None:
 
 
 def test_trap_ends_the_machine(qemu: Path, place: Path) -> None:
-    text = 'trap "kill $!; wait $!; echo status $?.; exit 3" TERM; '
-    text = '"$@" & echo "pid $!."; ' + text.replace("$!", "'$!'") + "wait"
+    trap = "trap 'kill $pid; wait $pid; echo \"status $?.\"; exit 3' TERM; "
+    text = '"$@" & pid=$!; ' + trap + 'echo "pid $pid."; wait'
     with script(text, machine(qemu, place)) as process:
         pid = background_pid(process)
         until_ready(place)
@@ -250,9 +253,13 @@ def test_manager_sees_qemu_die(service: Manager, place: Path) -> None:
 
 
 def test_manager_sees_qemu_quit(service: Manager, place: Path) -> None:
+    pid = qemus_pid(service)
     quit_by_monitor(place)
     wait_until(lambda: bool(service.ends()), "the manager learns of it")
     assert service.ends()[0] == "exit 0"
+    if service.restarts_at_success:  # so that it is not stopped before it is anything
+        qemus_pid(service, before=pid)
+        until_ready(place)
 
 
 # --- probes -----------------------------------------------------------------------------

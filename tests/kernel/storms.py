@@ -9,8 +9,8 @@ import struct
 import subprocess
 from pathlib import Path
 
+from flagshim import tracee
 from tests.kernel.conftest import NOBODY, SECONDS, Place, Runner
-from tests.kernel.ways import status_of
 from tests.processes import everybody, program, role_of
 from tests.support import REPOSITORY, rows, wait_until
 
@@ -22,9 +22,9 @@ class Storm:
 
     def __init__(
         self, run: Runner, program: str, place: Place, mode: str, *options: str, opens: int,
-        processes: int | None = None,
+        held: int = 1, processes: int | None = None,
     ) -> None:  # fmt: skip
-        """Begin it. It ends after `release`.
+        """Begin it.
 
         Args:
             run: how to run programs.
@@ -33,10 +33,11 @@ class Storm:
             mode: run or exec.
             options: of flagshim.
             opens: how many.
+            held: how many of them, the last ones, each thread leaves until `hold` or `release`.
             processes: have flagshim be an ordinary user's as well, who may have that many.
         """
         self.log = place.path / "log"
-        new_log(self.log, opens, is_held=True)
+        new_log(self.log, opens, held)
         self.opens = opens
         argv = [program, str(PROCESSES), str(THREADS), str(opens), str(place.file), str(self.log)]
         command = run.command(argv, *options, user="nobody" if processes is None else None)
@@ -63,9 +64,13 @@ class Storm:
         """IDs of its guards that are no `flagshim run`."""
         return [pid for thread in self.threads() for pid in guards_of(thread)]
 
+    def hold(self, last: int) -> None:
+        """Have each thread leave so many of its opens, the last ones."""
+        hold(self.log, last)
+
     def release(self) -> None:
         """Let it end."""
-        release(self.log)
+        hold(self.log, 0)
 
     def times(self) -> list[int]:
         """When the opens that are done returned; minus that where they failed."""
@@ -106,23 +111,23 @@ class Storm:
         self.process.communicate(timeout=SECONDS)
 
 
-def new_log(log: Path, opens: int, is_held: bool = False) -> None:
+def new_log(log: Path, opens: int, held: int = 0) -> None:
     """Make a log for that many opens by endure.
 
     Args:
         log: where.
         opens: how many.
-        is_held: no thread is to make its last open before `release`.
+        held: how many of them, the last ones, each thread leaves until `hold` says otherwise.
     """
-    log.write_bytes(bytes(8 * opens) + is_held.to_bytes(8, "little"))
+    log.write_bytes(bytes(8 * opens) + held.to_bytes(8, "little"))
     log.chmod(0o666)
 
 
-def release(log: Path) -> None:
-    """Let the program that writes to a log make its last opens."""
+def hold(log: Path, last: int) -> None:
+    """Have each thread that writes to a log leave so many of its opens, the last ones."""
     with log.open("r+b") as file:
         file.seek(-8, os.SEEK_END)
-        file.write(bytes(8))
+        file.write(last.to_bytes(8, "little"))
 
 
 def times_in(log: Path) -> list[int]:
@@ -138,14 +143,7 @@ def supervisors_of(pid: int) -> list[int]:
 def guards_of(pid: int) -> list[int]:
     """IDs of the guards of a command, but for `flagshim run`."""
     found = _titled("guard", pid)
-    return [guard for guard in found if _parent_of(guard) not in found]  # nor one just forked
-
-
-def _parent_of(pid: int) -> int:
-    try:
-        return int(status_of(pid, "PPid"))
-    except FileNotFoundError:
-        return 0
+    return [guard for guard in found if tracee.parent_of(guard) not in found]  # nor one just forked
 
 
 def _titled(role: str, pid: int) -> list[int]:

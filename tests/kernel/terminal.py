@@ -26,11 +26,10 @@ class Terminal:
         if self._pid == 0:
             for number in (signal.SIGINT, signal.SIGQUIT):  # ignored in a job with "&"
                 signal.signal(number, signal.SIG_DFL)
+            _without_echo(0)  # before a shell takes note of how it is
             os.chdir(REPOSITORY)
             os.execvp(argv[0], argv)
-        attributes = termios.tcgetattr(self._fd)
-        attributes[3] &= ~termios.ECHO  # what is typed would be found as if it were printed
-        termios.tcsetattr(self._fd, termios.TCSANOW, attributes)
+        _without_echo(self._fd)  # before anybody types
 
     def __enter__(self) -> Self:
         return self
@@ -78,3 +77,10 @@ class Terminal:
         with contextlib.suppress(OSError):  # EIO: everybody has closed the other side
             return os.read(self._fd, 4096)
         return b""
+
+
+def _without_echo(fd: int) -> None:
+    """Have nothing printed that is typed; it would be found as if somebody had printed it."""
+    attributes = termios.tcgetattr(fd)
+    attributes[3] &= ~termios.ECHO
+    termios.tcsetattr(fd, termios.TCSANOW, attributes)

@@ -13,6 +13,7 @@ from flagshim.engines.attach import Target, refusal_of
 from tests.kernel.asked import Asked
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
 from tests.kernel.ways import attach, status_of, traced
+from tests.processes import threads_of
 from tests.support import REPOSITORY, flagshim_command, require, rows, wait_until
 
 
@@ -65,17 +66,19 @@ def test_stopped_process_stays_stopped(run: Runner, asked: Asked) -> None:
     wait_until(lambda: status_of(asked.pid, "State").startswith("T"))
     flagshim = attach(run, asked.pid, "--for", "0.2")
     assert flagshim.wait(timeout=SECONDS) == 0
-    assert status_of(asked.pid, "State") == "T (stopped)"
+    wait_until(lambda: status_of(asked.pid, "State") == "T (stopped)")  # anew, having been let go
     os.kill(asked.pid, signal.SIGCONT)
     assert asked.ask() == "Operation not permitted"
 
 
 def test_says_how_long(run: Runner, asked: Asked) -> None:
     run.command([])
-    command = [*flagshim_command(), "attach", "-o", str(run.trace), "--for", "0.1", str(asked.pid)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    said = f"flagshim: PID {asked.pid} is served from now on, for 0.1 s or until ^C"
-    assert done.stderr.splitlines()[0] == said
+    command = [*flagshim_command(), "attach", "-o", str(run.trace), "--for", "997", str(asked.pid)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as flagshim:
+        assert flagshim.stderr is not None
+        said = flagshim.stderr.readline()
+        flagshim.terminate()
+    assert said == f"flagshim: PID {asked.pid} is served from now on, for 997 s or until ^C\n"
 
 
 TIMES_101 = """
@@ -108,6 +111,7 @@ def test_101_times_to_a_busy_program(build: Build, place: Place, tmp_path: Path)
         stderr=subprocess.PIPE, text=True, user=NOBODY,
     )  # fmt: skip
     try:
+        wait_until(lambda: threads_of(busy.pid) == 5)
         done = subprocess.run(
             [sys.executable, "-c", TIMES_101, str(busy.pid), str(tmp_path)],
             capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=SECONDS,

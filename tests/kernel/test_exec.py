@@ -1,6 +1,7 @@
 """`flagshim exec`: CMD is the process that was started, and the supervisor is nowhere near."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ def test_it_is_the_process_that_was_started(run: Runner) -> None:
     def identity(argv: list[str]) -> str:
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
         out = process.communicate(timeout=SECONDS)[0]
-        return out.replace(str(process.pid), "PID")
+        return re.sub(rf"\b{process.pid}\b", "PID", out)
 
     natively = identity(probe)
     assert natively.startswith("PID ")

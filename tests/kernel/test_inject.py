@@ -11,7 +11,7 @@ import pytest
 from tests.kernel.asked import Asked
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
 from tests.kernel.ways import status_of, tracer_of
-from tests.processes import arguments, children
+from tests.processes import arguments, children, threads_of
 from tests.support import REPOSITORY, flagshim_command, rows, wait_until
 
 SERVED = "SELECT count(*) FROM event WHERE fd IS NOT NULL"
@@ -63,10 +63,11 @@ def test_no_call_goes_wrong(build: Build, place: Place, tmp_path: Path) -> None:
             stderr=subprocess.PIPE, text=True, user=NOBODY,
         )  # fmt: skip
         try:
+            wait_until(lambda busy=busy: threads_of(busy.pid) == 5)
             result = inject(trace, busy.pid)
             assert result.returncode == 0, result.stderr
             wait_until(lambda trace=trace: rows(trace, "SELECT count(*) > 97 FROM event")[0][0])
-            assert len(os.listdir(f"/proc/{busy.pid}/task")) == 5
+            assert threads_of(busy.pid) == 5
         finally:
             out, error = busy.communicate("x", timeout=SECONDS)
         assert (out, error) == ("calls many wrong 0\n", "")
@@ -84,7 +85,7 @@ def refusal(trace: Path, pid: int, *options: str) -> str:
     result = inject(trace, pid, *options)
     assert result.returncode == 125
     assert len(result.stderr.splitlines()) == 1
-    assert tracer_of(pid) == 0
+    wait_until(lambda: tracer_of(pid) == 0)  # the helper may end after who started it
     assert not trace.exists()
     return result.stderr
 
@@ -94,7 +95,7 @@ def test_one_that_is_stopped(sleeper: subprocess.Popen[bytes], tmp_path: Path) -
     wait_until(lambda: status_of(sleeper.pid, "State")[0] == "T")
     said = refusal(tmp_path / "t.db", sleeper.pid)
     assert f"it is stopped; let it run first: kill -CONT {sleeper.pid}" in said
-    assert status_of(sleeper.pid, "State")[0] == "T", "it still is"
+    wait_until(lambda: status_of(sleeper.pid, "State")[0] == "T")  # as it is told to again
 
 
 def test_one_with_a_filter(run: Runner, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The notify engine: when it can be had, what it does not serve, and limits that it meets."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,8 +13,8 @@ from flagshim.probes import reason_notify_unavailable
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
 from tests.kernel.storms import (
     guards_of,
+    hold,
     new_log,
-    release,
     supervisors_of,
     times_in,
 )
@@ -70,10 +71,9 @@ print(os.strerror(Open.ctypes.get_errno()) if fd < 0 else "opened", flush=True)
 
 
 def is_pending(pid: int, number: int) -> bool:
-    try:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return bool(int(status_of(pid, "ShdPnd"), 16) >> (number - 1) & 1)
-    except FileNotFoundError:
-        return False
+    return False
 
 
 @pytest.mark.parametrize(
@@ -255,14 +255,14 @@ def test_fewer_descriptors_than_threads(
     """No open fails, not even those after the guard is killed."""
     opens, trace = 5_003, folder / "t.db"
     log = folder / "log"
-    new_log(log, opens, is_held=True)
+    new_log(log, opens, held=1)
     storm = [build("endure"), "7", "13", str(opens), str(place.file), str(log)]
     argv = as_nobody("run", folder, *storm, limit="ulimit -n 41")
     program = subprocess.Popen(argv, stderr=subprocess.PIPE, user=NOBODY, group=NOBODY,
                                extra_groups=[], cwd=REPOSITORY)  # fmt: skip
     wait_until(lambda: len(times_in(log)) > opens // 3)
     os.kill(program.pid, signal.SIGKILL)
-    release(log)
+    hold(log, 0)
     program.communicate(timeout=SECONDS)
     wait_until(lambda: rows(trace, "SELECT ended_ns FROM session") != [(None,)])
     times = times_in(log)

@@ -13,13 +13,7 @@ from flagshim import tracee
 from flagshim.engines.notify.idlepoll import IdlePoller
 from flagshim.probes import reason_notify_unavailable
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Runner
-from tests.kernel.storms import (
-    Storm,
-    guards_of,
-    new_log,
-    release,
-    times_in,
-)
+from tests.kernel.storms import PROCESSES, THREADS, Storm, guards_of, hold, new_log, times_in
 from tests.kernel.ways import status_of
 from tests.processes import children, name_of, role_of
 from tests.support import REPOSITORY, require, rows, wait_until
@@ -38,8 +32,9 @@ def can_listen() -> None:
 def start(run: Runner, build: Build, place: Place) -> Iterator[Callable[..., Storm]]:
     storms: list[Storm] = []
 
-    def start_(mode: str, opens: int) -> Storm:
-        storm = Storm(run, build("endure"), place, mode, "--engine", "notify", opens=opens)
+    def start_(mode: str, opens: int, held: int = 1) -> Storm:
+        engine = ("--engine", "notify")
+        storm = Storm(run, build("endure"), place, mode, *engine, opens=opens, held=held)
         storms.append(storm)
         wait_until(storm.supervisors)
         return storm
@@ -57,13 +52,18 @@ def supervisors_among(pids: list[int]) -> list[int]:
 def test_supervisor_killed_again_and_again(start: Callable[..., Storm], mode: str) -> None:
     """No open fails, none hangs, each is in the trace once; one line says that it happened."""
     opens = OPENS if mode == "run" else OPENS // 3
-    storm = start(mode, opens)
+    workers = PROCESSES * THREADS
+    step = opens // workers // (KILLS + 5)
+    storm = start(mode, opens, held=KILLS * step)
     guard = storm.process.pid if mode == "run" else wait_until(storm.guards)[0]
+    done = 0
     for kill in range(KILLS):
-        wait_until(lambda kill=kill: storm.done() > opens * (kill + 1) // (KILLS + 2))
+        storm.hold((KILLS - kill) * step)  # the storm does not get far ahead of the kills
+        wait_until(lambda kill=kill, done=done: storm.done() > max(done, kill * step * workers))
         supervisor = random.choice(wait_until(lambda: supervisors_among(children(guard))))
         os.kill(supervisor, signal.SIGKILL)
         wait_until(lambda supervisor=supervisor: tracee.has_ended(supervisor))  # not killed twice
+        done = storm.done()  # nor is one killed that nobody was served before
     storm.release()
     _, err = storm.process.communicate(timeout=SECONDS)
     assert storm.process.returncode == 7, err
@@ -93,6 +93,11 @@ def test_nobody_reads_what_the_guard_says(start: Callable[..., Storm]) -> None:
     for supervisor in former:
         os.kill(supervisor, signal.SIGKILL)
     wait_until(lambda: set(supervisors_among(children(storm.process.pid))) - set(former))
+    wait_until(lambda: len(storm.times()) == storm.opens - PROCESSES * THREADS)
+    told = "SELECT count(*) FROM trouble WHERE text LIKE 'supervisor % killed%'"
+    wait_until(lambda: rows(storm.trace, told) == [(len(former),)])  # after it had tried to say so
+    assert storm.process.stderr
+    os.read(storm.process.stderr.fileno(), 1 << 20)  # from now on there is room
     storm.release()
     wait_until(lambda: len(storm.times()) == storm.opens)
     assert min(storm.times()) > 0, "none failed"
@@ -109,15 +114,18 @@ def test_guard_killed(start: Callable[..., Storm]) -> None:
     storm = start("run", OPENS // 5)
     wait_until(lambda: len(storm.times()) > storm.opens // 3)
     os.kill(storm.process.pid, signal.SIGKILL)
-    os.kill(wait_until(storm.guards)[0], signal.SIGKILL)
+    (guard,) = wait_until(storm.guards)
+    died = "SELECT count(*) FROM trouble WHERE text LIKE 'the guard died; %'"
+    wait_until(lambda: rows(storm.trace, died) == [(1,)])  # it tells of itself after its start
+    os.kill(guard, signal.SIGKILL)
     storm.release()
     wait_until(lambda: not storm.threads())
+    storm.process.communicate(timeout=SECONDS)  # all that have its stderr, so the keepers too
     wait_until(lambda: rows(storm.trace, "SELECT ended_ns FROM session") != [(None,)])
     times = storm.times()
     assert len(times) == storm.opens
     assert min(times) > 0, "none failed"
-    texts = [text for (text,) in rows(storm.trace, "SELECT text FROM trouble ORDER BY time_ns")]
-    assert sum(text.startswith("the guard died; ") for text in texts) == 2
+    assert rows(storm.trace, died) == [(2,)]
     assert storm.opens - 2 * 5_003 < storm.events() <= storm.opens
     lost = storm.opens - storm.events()
     assert rows(storm.trace, "SELECT seen, lost FROM session") == [(storm.opens, lost)]
@@ -172,12 +180,13 @@ def test_guard_killed_while_supervisors_wait_for_a_filesystem(
     for path in (mount.parent / "lower", mount.parent / "lower" / "file"):  # not the server's
         os.chown(path, 1, 1)
     log = place.path / "log"
-    new_log(log, opens, is_held=True)
+    new_log(log, opens, held=1)
     script = (
         'mount=$1; shift; setpriv --bounding-set -fowner --inh-caps -fowner "$@" & '
         "until mountpoint -q $mount; do :; done;"
         f"setpriv --reuid {NOBODY} --clear-groups {build('endure')}"
-        f" {processes} {threads} {opens} $mount/file {log}; umount $mount; wait"
+        f" {processes} {threads} {opens} $mount/file {log};"
+        " until umount $mount 2>/dev/null; do :; done; wait"
     )
     command = run.command(["sh", "-c", script, "sh", str(mount), *argv], "--engine", "notify",
                           user=None)  # fmt: skip
@@ -191,7 +200,7 @@ def test_guard_killed_while_supervisors_wait_for_a_filesystem(
         wait_until(lambda guard=guard: tracee.has_ended(guard))
         (guard,) = wait_until(lambda: list(filter(has_started_one, guards_of(shell))))
         wait_until(lambda done=done: len(times_in(log)) > done)
-    release(log)
+    hold(log, 0)
     wait_until(lambda: tracee.has_ended(shell))
     wait_until(lambda: tracee.has_ended(guard))
     process.communicate(timeout=SECONDS)

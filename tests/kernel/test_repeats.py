@@ -1,6 +1,7 @@
 """What the notify engine opens as it did before, of a thread that stands still meanwhile."""
 
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -88,6 +89,7 @@ class Opening:
         self.thread = thread
         self.lanes = Lanes()
         self.standings = Standings(self.lanes)
+        thread.tell("its answer means that it is who it is to be")
         self.standings.of(thread.tid)
         self.impersonation, self.filesystems = Impersonation(), Filesystems()
         lookup = Lookup(self.standings)
@@ -142,6 +144,7 @@ def thread() -> Iterator[Thread]:
 def opening(thread: Thread, place: Place) -> Iterator[Opening]:
     opening = Opening(thread)
     opening.as_ever(thread.calls(place.file))
+    gc.collect()  # of earlier tests
     before = sorted(os.listdir("/proc/self/fd"))
     yield opening
     assert sorted(os.listdir("/proc/self/fd")) == before, "nothing is left open"

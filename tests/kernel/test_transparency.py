@@ -1,5 +1,6 @@
 """The program finds everything as it would alone, and is seen to end as it did."""
 
+import contextlib
 import errno
 import os
 import pty
@@ -369,8 +370,9 @@ def test_supervisor_killed(build: Build, run: Runner, place: Place) -> None:
         wait_until(lambda: not any(_is_running(pid) for pid in theirs))
     finally:
         for (pid,) in shim.events("DISTINCT pid"):
-            if _is_running(pid):
-                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                if _is_running(pid):
+                    os.kill(pid, signal.SIGKILL)
     before = _count(shim)
     assert before > 1009
     assert shim.session("ended_ns, exit_status, seen") == (None, None, before)

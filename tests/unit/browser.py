@@ -10,6 +10,8 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
+from tests.support import HANGS
+
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = (
     "--no-sandbox",
@@ -44,7 +46,10 @@ def chromium() -> Iterator[Browser]:
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(
-                executable_path=CHROMIUM, args=list(FLAGS), env={"HOME": profile}
+                executable_path=CHROMIUM,
+                args=list(FLAGS),
+                env={"HOME": profile},
+                timeout=HANGS * 1000,
             )
             yield browser
             browser.close()

@@ -73,6 +73,9 @@ def test_supervisors_that_fail_at_once_are_not_started_all_the_time() -> None:
         raise AssertionError("somebody is left to be served")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        for lane in post.lanes:
+            if lane.pid:  # started in the last look
+                os.waitpid(lane.pid, 0)
         for fd in (listener, program, *post.descriptors[1:]):
             os.close(fd)
     assert 7 <= crew.started < 13

@@ -42,9 +42,11 @@ def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def poller(lanes: Lanes, alarm: int) -> Iterator[IdlePoller]:
     poller = IdlePoller(lanes, alarm, COMMAND)
     yield poller
+    ours = pollers()
     poller.end()
-    with contextlib.suppress(ChildProcessError):  # there was none, or it has been reaped
-        wait_until(lambda: os.waitpid(-1, os.WNOHANG)[0])
+    for pid in ours:
+        with contextlib.suppress(ChildProcessError):  # it has been reaped
+            os.waitpid(pid, 0)
 
 
 def pollers() -> list[int]:

@@ -199,7 +199,7 @@ def test_progress_is_for_who_looks(tmp_path, format_):
     trace = some_thousand(tmp_path / "t.db")
     arguments = ("report", trace, "--format", format_)
     out, err = terminals(*arguments, out=False, err=True)
-    assert f"\r\x1b[Kflagshim: reading {trace}, 0 s" in err
+    assert re.search(rf"\r\x1b\[Kflagshim: reading {re.escape(str(trace))}, \d+ s", err)
     assert err.endswith("\r\x1b[K")
     assert "\x1b" not in out
     for variables in ({}, {"TERM": "dumb"}):
@@ -238,7 +238,7 @@ def test_progress_of_what_hands_a_trace_on(tmp_path, arguments, doing):
         known = {"TRACE": str(trace), "URL": collector.url}
         words = [known.get(word, word.replace("out", f"{tmp_path}/out")) for word in arguments]
         _, err = terminals(*words, out=False, err=True)
-        assert f"\r\x1b[Kflagshim: {doing} {trace}, 0 s" in err
+        assert re.search(rf"\r\x1b\[Kflagshim: {doing} {re.escape(str(trace))}, \d+ s", err)
         shown, last = err.rsplit("\r\x1b[K", 1)
         assert "\n" not in shown
         assert last.count("\n") == 1

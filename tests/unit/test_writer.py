@@ -275,15 +275,14 @@ def test_keeper_that_does_not_get_on_stops_nobody_and_loses_nothing(trace: Path)
     writer = begin(trace)
     writer.record(EVENT)
     assert writer.flush()
-    (keeper,) = map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
-    os.kill(keeper, signal.SIGSTOP)
+    os.kill(writer.keeper_pid, signal.SIGSTOP)
     try:
         for time_ns in range(15_013):
             writer.record(EVENT._replace(time_ns=time_ns))
             writer.flush_if_due()
         assert not writer.flush()
     finally:
-        os.kill(keeper, signal.SIGCONT)
+        os.kill(writer.keeper_pid, signal.SIGCONT)
     writer.close(0)
     assert (writer.seen, writer.lost) == (15_014, 0)
     assert rows(trace, "SELECT count(*) FROM event") == [(15_014,)]

@@ -1,8 +1,8 @@
 /* argv: PROCESSES THREADS OPENS FILE LOG. OPENS opens with O_NOATIME in all, whatever comes of
  * them. LOG gets eight bytes for each: the time it returned (CLOCK_REALTIME, nanoseconds), minus
  * that if it failed, or gave another file or one that is not at its start. A thread rests a moment
- * after a failure. As long as the eight bytes after those are not zero, no thread makes its last
- * open. Exit status 7, or 8 if a process has other descriptors in the end than before.
+ * after a failure. The eight bytes after those are how many of its opens, the last ones, no thread
+ * is to make yet. Exit status 7, or 8 if a process has other descriptors in the end than before.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -17,11 +17,11 @@
 
 static const char *file;
 static ino_t inode;
-static volatile int64_t *is_held;
+static volatile int64_t *held;
 
-static void wait_for_release(void)
+static void wait_until_held_are_fewer_than(long left)
 {
-	for (int tries = 0; *is_held && tries < 300000; tries++)
+	for (int tries = 0; *held >= left && tries < 300000; tries++)
 		usleep(1000);
 }
 
@@ -34,8 +34,7 @@ static void *work(void *argument)
 {
 	struct part *part = argument;
 	for (long i = 0; i < part->opens; i++) {
-		if (i == part->opens - 1)
-			wait_for_release();
+		wait_until_held_are_fewer_than(part->opens - i);
 		int fd = open(file, O_RDONLY | O_NOATIME);
 		struct stat status;
 		struct timespec now;
@@ -74,7 +73,7 @@ int main(int argc, char **argv)
 	int64_t *log = mmap(NULL, (opens + 1) * 8, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (log == MAP_FAILED)
 		return 2;
-	is_held = log + opens;
+	held = log + opens;
 	for (long p = 0; p < processes; p++) {
 		struct part parts[threads];
 		for (long t = 0; t < threads; t++) {
