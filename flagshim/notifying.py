@@ -17,12 +17,13 @@ from flagshim.engines.notify.guard import Guard
 from flagshim.engines.notify.post import Post, new_post
 from flagshim.engines.policy import Fate, Policy
 from flagshim.engines.stops import Stops
-from flagshim.errors import LIMITS, FlagshimError, Say, hint_for, say_in_passing, say_in_syslog
+from flagshim.errors import LIMITS, FlagshimError, hint_for
 from flagshim.linux.pidfds import wait_status_of
 from flagshim.linux.process import set_title
 from flagshim.openflags import bits_of
 from flagshim.posts import Supervision, exit_status_of
 from flagshim.rules import MACHINE, When, flag_bits
+from flagshim.saying import Say, say_in_passing, say_in_syslog
 from flagshim.seccomp import build_listener_filter
 from flagshim.session import (
     Outcome,

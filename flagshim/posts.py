@@ -12,8 +12,9 @@ from flagshim.engines.policy import Fate, Policy
 from flagshim.engines.ptrace import PtraceEngine
 from flagshim.engines.roster import Roster
 from flagshim.engines.stops import Stops
-from flagshim.errors import LIMITS, FlagshimError, Say, hint_for
+from flagshim.errors import LIMITS, FlagshimError, hint_for
 from flagshim.linux.process import set_title
+from flagshim.saying import Say
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.events import text_or_bytes
 from flagshim.trace.store import Session, take_back

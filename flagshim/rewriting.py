@@ -17,8 +17,9 @@ from flagshim.engines.command import User, command_for
 from flagshim.engines.launch import fork_waiting
 from flagshim.engines.policy import Policy
 from flagshim.engines.stops import Stops
-from flagshim.errors import FlagshimError, say, say_in_passing
+from flagshim.errors import FlagshimError
 from flagshim.posts import Supervision
+from flagshim.saying import say, say_in_passing
 from flagshim.session import (
     Outcome,
     begin,

@@ -17,10 +17,11 @@ from flagshim.engines.detach import HelperDied, NotServed, become_served, start_
 from flagshim.engines.injection import check_injectable, inject_filter
 from flagshim.engines.ptrace import PtraceEngine, filter_for
 from flagshim.engines.stops import Stops
-from flagshim.errors import FlagshimError, say, say_in_passing, say_in_syslog
+from flagshim.errors import FlagshimError
 from flagshim.linux.process import set_name
 from flagshim.posts import Supervision, exit_status_of, take_post
 from flagshim.rules import MACHINE, Rule
+from flagshim.saying import say, say_in_passing, say_in_syslog
 from flagshim.status import tell
 from flagshim.trace.events import text_or_bytes
 from flagshim.trace.store import Session, begin_session, take_back

@@ -18,8 +18,9 @@ from flagshim.engines.command import User, command_for
 from flagshim.engines.launch import fork_waiting
 from flagshim.engines.policy import Policy
 from flagshim.engines.stops import Stops
-from flagshim.errors import FlagshimError, say_in_passing
+from flagshim.errors import FlagshimError
 from flagshim.posts import Supervision
+from flagshim.saying import say_in_passing
 from flagshim.session import begin, check_command, uid_of
 from flagshim.trace.writer import TraceWriter
 

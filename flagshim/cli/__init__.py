@@ -7,7 +7,8 @@ import click
 
 from flagshim import __version__, descriptors, status
 from flagshim.cli.output import discard_output
-from flagshim.errors import EXIT_FAILURE, FlagshimError, hint_for, say
+from flagshim.errors import EXIT_FAILURE, FlagshimError, hint_for
+from flagshim.saying import say
 
 _COMMANDS = (
     "run", "exec", "wrap", "attach", "watch", "diagnose", "report", "baseline", "merge", "export",

@@ -8,7 +8,8 @@ from flagshim.cli.engine import Engine, bpf_sessions, engine_option, supervision
 from flagshim.cli.options import report_on, seconds_option, sum_up, trace_option
 from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.policy import Fate
-from flagshim.errors import FlagshimError, say
+from flagshim.errors import FlagshimError
+from flagshim.saying import say
 from flagshim.session import attach as attach_to
 from flagshim.session import attach_for_good
 from flagshim.trace.location import new_trace

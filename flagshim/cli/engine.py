@@ -10,8 +10,9 @@ import click
 
 from flagshim.cli.supervision import Asked
 from flagshim.engines.policy import Fate
-from flagshim.errors import FlagshimError, say
+from flagshim.errors import FlagshimError
 from flagshim.posts import Supervision
+from flagshim.saying import say
 
 
 class Engine(StrEnum):

@@ -7,8 +7,9 @@ from types import ModuleType
 import click
 
 from flagshim.cli.reading import reading
-from flagshim.errors import FlagshimError, say
+from flagshim.errors import FlagshimError
 from flagshim.exports.records import records
+from flagshim.saying import say
 from flagshim.trace.location import latest_trace, state_directory
 
 

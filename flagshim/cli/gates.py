@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from flagshim.cli.output import palette
-from flagshim.errors import say
 from flagshim.gates.condition import Condition
 from flagshim.gates.judgement import Gate, Judgement
 from flagshim.reports import baselinefile, gate
+from flagshim.saying import say
 
 
 class _ConditionType(click.ParamType[Condition]):

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from flagshim.cli.output import Progress
-from flagshim.errors import EXIT_FAILURE, FlagshimError, say
+from flagshim.errors import EXIT_FAILURE, FlagshimError
 from flagshim.reports.text import command_line, printable
+from flagshim.saying import say
 from flagshim.trace.merging import Merged, Merging
 
 

@@ -11,8 +11,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from flagshim import status
-from flagshim.errors import FlagshimError, say_in_passing
+from flagshim.errors import FlagshimError
 from flagshim.reports.text import command_line
+from flagshim.saying import say_in_passing
 from flagshim.session import Outcome
 
 COMMAND_SETTINGS = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}

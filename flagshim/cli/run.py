@@ -21,8 +21,9 @@ from flagshim.cli.options import (
 )
 from flagshim.cli.supervision import Asked, supervision_options
 from flagshim.engines.command import find_user
-from flagshim.errors import EXIT_GATE, FlagshimError, say
+from flagshim.errors import EXIT_GATE, FlagshimError
 from flagshim.gates.judgement import Gate
+from flagshim.saying import say
 from flagshim.session import Outcome, supervise
 from flagshim.trace.location import new_trace
 from flagshim.trace.reader import TraceReader

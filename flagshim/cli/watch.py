@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from flagshim.cli.options import seconds_option
-from flagshim.errors import FlagshimError, say
+from flagshim.errors import FlagshimError
 from flagshim.openflags import bits_of, known_flag
 from flagshim.reports.live import Display, Lines, Screen
 from flagshim.reports.text import command_line
 from flagshim.rules import MACHINE
+from flagshim.saying import say
 
 _NUMBERS = {name: number for number, name in errno.errorcode.items()}
 

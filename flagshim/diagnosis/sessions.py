@@ -14,11 +14,11 @@ from flagshim.engines.bpf.program import Unavailable
 from flagshim.engines.bpf.records import ENTERED_NO, ENTERED_YES, RawOpen
 from flagshim.engines.command import User
 from flagshim.engines.policy import Policy
-from flagshim.errors import say
 from flagshim.posts import Supervision
 from flagshim.reports.diagnosis import Scope
 from flagshim.reports.text import command_line, exit_status
 from flagshim.rules import BUILT_IN
+from flagshim.saying import say
 from flagshim.session import supervise
 from flagshim.trace.events import OpenEvent
 from flagshim.trace.reader import TraceReader

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from flagshim import descriptors, tracee
 from flagshim.engines.command import REPORT, Command, NotStarted
-from flagshim.errors import FlagshimError, Say
+from flagshim.errors import FlagshimError
 from flagshim.linux.process import (
     allow_any_tracer,
     is_child_subreaper,
@@ -21,6 +21,7 @@ from flagshim.linux.process import (
     set_title,
 )
 from flagshim.linux.ptrace import ptrace_seize
+from flagshim.saying import Say
 
 _READY = b"ready "
 

@@ -15,10 +15,10 @@ from flagshim import descriptors, tracee
 from flagshim.engines.roster import Roster
 from flagshim.engines.seizing import descendants, seize_process
 from flagshim.engines.stops import WAITED
-from flagshim.errors import Say
 from flagshim.linux.process import set_name, set_title
 from flagshim.linux.ptrace import SURVIVOR_OPTIONS
 from flagshim.rules import Exemption
+from flagshim.saying import Say
 from flagshim.status import listeners
 
 _SETTLED_SECONDS = 1.0

@@ -8,10 +8,10 @@ from typing import Protocol, TextIO
 
 from tabulate import tabulate
 
-from flagshim.errors import say
 from flagshim.openflags import flag_names
 from flagshim.reports.text import duration, local_clock, printable, shorten
 from flagshim.rules import MACHINE
+from flagshim.saying import say
 from flagshim.trace.events import OpenEvent
 
 _NAMES_MAX = 10_007

@@ -14,8 +14,8 @@ import time
 from typing import NoReturn
 
 from flagshim import descriptors
-from flagshim.errors import Say
 from flagshim.linux.process import set_name, set_title
+from flagshim.saying import Say
 from flagshim.status import listeners
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.store import Batch, BlindSpot, Session, TraceFile

@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections import Counter
 
-from flagshim.errors import Say
+from flagshim.saying import Say
 from flagshim.trace.bounds import EVERYTHING, Bound
 from flagshim.trace.events import NOT_RESCUED, Decision, OpenEvent
 from flagshim.trace.keeper import HEADER, keep

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flagshim import errors, status
-from flagshim.errors import say_in_passing, say_in_syslog
+from flagshim import saying, status
+from flagshim.saying import say_in_passing, say_in_syslog
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def test_in_passing_to_a_full_pipe(seconds: float) -> None:
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
-        monkeypatch.setattr(errors, "_LOG", str(tmp_path / "log"))
+        monkeypatch.setattr(saying, "_LOG", str(tmp_path / "log"))
         log.bind(str(tmp_path / "log"))
         yield log
 
@@ -85,5 +85,5 @@ def test_logger_that_hangs(log: socket.socket) -> None:
 
 
 def test_no_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(errors, "_LOG", str(tmp_path / "absent"))
+    monkeypatch.setattr(saying, "_LOG", str(tmp_path / "absent"))
     say_in_syslog("text")

@@ -28,9 +28,10 @@ from flagshim.engines.notify.serving import EVENT, SPOT, TROUBLE, Server, as_eve
 from flagshim.engines.notify.unseen import leave_unseen
 from flagshim.engines.relay import Relay
 from flagshim.engines.stops import WAITED
-from flagshim.errors import LIMITS, Say
+from flagshim.errors import LIMITS
 from flagshim.linux.libc import address_of
 from flagshim.linux.process import open_signals
+from flagshim.saying import Say
 from flagshim.trace.events import OpenEvent, text_or_bytes
 from flagshim.trace.writer import TraceWriter
 
