@@ -13,6 +13,7 @@ from flagshim.errors import FlagshimError
 from flagshim.trace.events import Decision
 from flagshim.trace.merging import Merging
 from flagshim.trace.reader import TraceReader
+from flagshim.tracee import has_ended
 
 _TEST = "test.case.name"
 _PATIENCE_SECONDS = 5.0
@@ -140,17 +141,9 @@ def _is_changing(started: Started) -> bool:
     except FlagshimError:
         sessions = []  # not there, or it has just been made; what else is wrong a merge says
     if not sessions:
-        return _is_alive(started.pid)
+        return not has_ended(started.pid)
     over = all(session.ended_ns is not None for session in sessions)
-    return not over and not _is_alive(started.pid)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            return stat.read().rpartition(b") ")[2][:1] not in b"ZX"
-    except OSError:
-        return False
+    return not over and has_ended(started.pid)
 
 
 def _sum(reader: TraceReader, started: list[Started], troubles: list[str]) -> Sum:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flagshim.errors import FlagshimError
+from flagshim.tracee import has_ended
 from tests.support import REPOSITORY, read_until
 
 from . import cache
@@ -39,13 +40,6 @@ def pretend(script: str, timeout: float = 30) -> GuestResult:
     )
 
 
-def is_running(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_a_guest_that_reports_failure_is_not_dead() -> None:
     result = pretend("echo 'FLAGSHIM-STEP read fail 0/3 why'; echo FLAGSHIM-DONE 1")
     assert result.outcome is Outcome.REPORTED
@@ -68,9 +62,9 @@ def test_a_silent_qemu_has_hung_and_is_gone_with_its_children(tmp_path: Path) ->
         if pids.exists() and pids.read_text():
             break
     # Killed it is, but an orphan has yet to be scheduled to die, and to be reaped by init.
-    left = pids.read_text().split()
+    left = [int(pid) for pid in pids.read_text().split()]
     assert len(left) == 2
-    wait_until(lambda: not any(map(is_running, left)), "they are gone")
+    wait_until(lambda: all(map(has_ended, left)), "they are gone")
 
 
 def test_a_lost_step_is_a_failure() -> None:

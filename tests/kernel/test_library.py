@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import flagshim
+from flagshim.tracee import has_ended
 from tests.kernel.conftest import NOBODY, Place, Runner
 from tests.support import REPOSITORY, flagshim_command, require, rows, wait_until
 
@@ -143,14 +144,6 @@ def test_signals() -> None:
     assert child.returncode == -signal.SIGTERM
 
 
-def alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def stubborn(**options) -> tuple[flagshim.Supervised, int]:
     """A command, and a child of it, that SIGTERM does not end."""
     script = "trap '' TERM; sh -c 'echo $$; while :; do sleep 97; done'; :"
@@ -163,7 +156,7 @@ def test_timeout_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     child, pid = stubborn(timeout=0.5)
     with pytest.raises(subprocess.TimeoutExpired, match=r"'sh', '-c'.* 0\.5 seconds"), child:
         pass
-    wait_until(lambda: not alive(pid))  # killed it is, but has yet to be scheduled to die
+    wait_until(lambda: has_ended(pid))  # killed it is, but has yet to be scheduled to die
     assert child.returncode == -signal.SIGKILL
     assert child.session.ended_ns is None
 
@@ -173,7 +166,7 @@ def test_an_exception_in_the_block_stops_everything(monkeypatch: pytest.MonkeyPa
     child, pid = stubborn()
     with pytest.raises(ZeroDivisionError), child:
         raise ZeroDivisionError
-    wait_until(lambda: not alive(pid))
+    wait_until(lambda: has_ended(pid))
 
 
 def test_kill_is_not_our_failure() -> None:
@@ -181,7 +174,7 @@ def test_kill_is_not_our_failure() -> None:
     with child:
         child.kill()
         assert child.wait() == -signal.SIGKILL
-    wait_until(lambda: not alive(pid))
+    wait_until(lambda: has_ended(pid))
     child.session  # noqa: B018  (the trace is whole)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flagshim.tracee import has_ended
 from tests.kernel.conftest import NOBODY, SECONDS, Build, Place, Run, Runner
 from tests.kernel.ways import Way, status_of
 from tests.processes import children, program
@@ -367,11 +368,11 @@ def test_supervisor_killed(build: Build, run: Runner, place: Place) -> None:
     process.kill()
     process.wait()
     try:  # nothing outlives its supervisor, but for what it takes to write the rest
-        wait_until(lambda: not any(_is_running(pid) for pid in theirs))
+        wait_until(lambda: all(map(has_ended, theirs)))
     finally:
         for (pid,) in shim.events("DISTINCT pid"):
             with contextlib.suppress(ProcessLookupError):
-                if _is_running(pid):
+                if not has_ended(pid):
                     os.kill(pid, signal.SIGKILL)
     before = _count(shim)
     assert before > 1009
@@ -384,13 +385,6 @@ def _count(shim: Run) -> int:
         return shim.events("count(*)")[0][0]
     except Exception:  # not there yet
         return 0
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_traced_already(run: Runner) -> None:
