@@ -1,5 +1,5 @@
-/* argv: MODE FOLDER OPENS. Starts as root. Nobody opens a path with O_NOATIME OPENS times, while
- * what that names changes between what everybody may read and what root alone may:
+/* argv: MODE FOLDER OPENS. Starts as root. Nobody opens a path with O_NOATIME OPENS times, or more,
+ * while what that names changes between what everybody may read and what root alone may:
  *   path      another thread writes another name to the memory of the path
  *   how       the same for openat2(2), with the flags changing as well
  *   link      a symbolic link leads to the one, then to the other
@@ -183,7 +183,8 @@ int main(int argc, char **argv)
 	if (!strcmp(mode, "exchange"))
 		snprintf(path, sizeof path, "%s/a/inner", folder);
 	pthread_create(&id, NULL, change, NULL);
-	for (int n = 0; n < opens; n++) {
+	/* More, as long as it has always been what root alone may read: nobody had a CPU to change it. */
+	for (int n = 0; n < opens || (!shared && n < 101 * opens); n++) {
 		if (!strcmp(mode, "how"))
 			look(syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how), 1);
 		else
