@@ -207,7 +207,7 @@ def _successor(how: Supervision, session: Session, say: Say) -> Callable[[Post],
 
     def succeed(post: Post) -> None:
         tell_user = say
-        text = f"the guard died; {os.getpid()} has taken its place, no call was lost"
+        text = f"the guard died; {os.getpid()} has taken its place, no call was lost, events may be"
         if post.lanes.guard_leaves:  # nobody waits for us, nor for the end of our stderr
             post.lanes.guard_leaves = False
             descriptors.blank(2)

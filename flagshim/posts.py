@@ -79,7 +79,9 @@ def take_post(how: Supervision, session: Session, say: Say) -> Post:
         set_title(f"flagshim: supervisor of {pid}")
         stops = Stops()
         post = Post(how, session, say, roster, guard, succeeds=True)
-        text = f"the supervisor died; {os.getpid()} serves on, all seized in {took * 1000:.1f} ms"
+        text = (
+            f"the supervisor died; {os.getpid()} serves on, all found seized in {took * 1e3:.1f} ms"
+        )
         post.writer.complain(text)
         post.writer.blind_spot("supervisor died", text_or_bytes(tracee.program_name(pid)))
         say(text)

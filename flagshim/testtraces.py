@@ -87,12 +87,19 @@ class TestTraces:
             stream.write(line.encode())
 
     def started(self) -> list[Started]:
-        """Return all processes, in the order they were started."""
+        """Return all processes, in the order they were started.
+
+        Raises:
+            FlagshimError: a test has damaged the list.
+        """
         try:
             with open(self._list, encoding="utf-8") as stream:
                 return [Started(*json.loads(line)) for line in stream]
         except FileNotFoundError:
             return []
+        except (ValueError, TypeError):
+            what = "damaged, by a test or a full disk"
+            raise FlagshimError(f"{self._list}: {what}", "it says what was served") from None
 
     def merge(self, target: Path | None) -> Sum:
         """Make one trace of all, each session with the name of its test.
@@ -101,7 +108,7 @@ class TestTraces:
             target: where to keep it; None: nowhere.
 
         Raises:
-            FlagshimError: it cannot be written.
+            FlagshimError: it cannot be written, or nobody knows any more what there is.
         """
         started = self.started()
         deadline = time.monotonic() + _PATIENCE_SECONDS

@@ -26,7 +26,7 @@ from flagshim.trace.location import new_trace
               "from then on: a helper in the background serves it until it ends. Unless it has "
               "CAP_SYS_ADMIN, no_new_privs is set, and set-user-ID programs that it starts lose "
               "their privilege.")  # fmt: skip
-@trace_option("a new file")
+@trace_option("a new file in $XDG_STATE_HOME/flagshim")
 @engine_option(Engine.PTRACE, Engine.BPF, Engine.AUTO)
 @supervision_options
 @click.argument("pid", type=click.IntRange(min=1))

@@ -33,7 +33,7 @@ _SECONDS = 10.0
               help="Opens that a trace holds already.")  # fmt: skip
 @seconds_option(f"{_SECONDS:g}; with CMD, when it and all it started have ended")
 @user_option
-@trace_option("none")
+@trace_option("with CMD a new file in $XDG_STATE_HOME/flagshim, else none")
 @command_argument
 def diagnose(
     pids: tuple[int, ...],

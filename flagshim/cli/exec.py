@@ -24,7 +24,7 @@ from flagshim.trace.location import shared_trace
     epilog="Example: flagshim exec -- qemu-system-x86_64 -daemonize -pidfile vm.pid …",
 )
 @user_option
-@trace_option("PROGRAM.db")
+@trace_option("PROGRAM.db in $XDG_STATE_HOME/flagshim")
 @engine_option(Engine.PTRACE, Engine.NOTIFY, Engine.AUTO)
 @supervision_options
 @command_argument

@@ -27,15 +27,14 @@ user_option = click.option(
 
 
 def trace_option(default: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Return the option -o FILE, whose absence means `default` in $XDG_STATE_HOME/flagshim."""
+    """Return the option -o FILE, whose absence means `default`."""
     return click.option(
         "-o",
         "--output",
         "trace",
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="Add a session to the trace FILE, made if missing. "
-        f"Default: {default} in $XDG_STATE_HOME/flagshim.",
+        help=f"Add a session to the trace FILE, made if missing. Default: {default}.",
     )
 
 

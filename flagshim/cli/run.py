@@ -34,7 +34,7 @@ from flagshim.trace.reader import TraceReader
     epilog="Example: flagshim run -u nobody -- qemu-system-x86_64 -fsdev local,…",
 )
 @user_option
-@trace_option("a new file")
+@trace_option("a new file in $XDG_STATE_HOME/flagshim")
 @engine_option(Engine.PTRACE, Engine.NOTIFY, Engine.BPF, Engine.AUTO)
 @supervision_options
 @status_option

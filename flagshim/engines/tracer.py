@@ -11,7 +11,7 @@ import signal
 
 from flagshim import tracee
 from flagshim.engines.opens import OpenHandler
-from flagshim.engines.policy import Policy
+from flagshim.engines.policy import Fate, Policy
 from flagshim.engines.roster import Roster
 from flagshim.engines.sink import Sink
 from flagshim.engines.stops import Stops
@@ -55,6 +55,7 @@ class Tracer:
         self.threads: dict[int, Thread] = {}
         self.roster = roster
         self._exemption = policy.exemption
+        self._has_guard = policy.fate is Fate.CONTINUE
 
     def add(self, tid: int) -> Thread:
         """Take in a thread that is traced from now on, nothing being known of it."""
@@ -163,7 +164,7 @@ class Tracer:
                 thread.stopped = False
                 if event == PTRACE_EVENT_STOP:
                     self.interrupted(thread)
-                elif event in _MULTIPLIED:
+                elif event in _MULTIPLIED and self._has_guard:
                     self._multiplied(thread)
                 if thread.in_call:  # a new child, say; the call itself has not returned
                     ptrace_syscall(tid)

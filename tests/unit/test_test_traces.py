@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flagshim import testtraces
+from flagshim.errors import FlagshimError
 from flagshim.testtraces import TestTraces
 from tests.unit.tracebuilder import Trace
 
@@ -58,6 +59,15 @@ def test_a_damaged_trace_of_a_process_that_goes_on(
     assert result.running == 0
     (trouble,) = result.troubles
     assert str(path) in trouble
+
+
+@pytest.mark.parametrize("line", ["hello", '["test", "trace", 7', "7", "[1, 2, 3, 4, 5, 6, 7]"])
+def test_a_damaged_list(traces: TestTraces, line: str) -> None:
+    traces.note("test_it")
+    with open(traces.folder / "started.jsonl", "a") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(FlagshimError, match=r"started.jsonl: damaged"):
+        traces.merge(None)
 
 
 def test_a_file_that_is_made_while_the_folder_is_removed(
