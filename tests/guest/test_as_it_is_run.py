@@ -21,7 +21,7 @@ import pytest
 
 from flagshim.probes import reason_notify_unavailable
 from flagshim.tracee import has_ended
-from tests.processes import children, role_of
+from tests.processes import children, name_of, role_of
 from tests.support import REPOSITORY, read_until, require
 
 from .image import Image
@@ -242,11 +242,10 @@ def test_identity(way: Way, options: tuple[str, ...], place: Path) -> None:
             pid = machine.pid
             fields = ("Uid", "Gid", "Groups", "CapEff", "SigBlk", "SigIgn", "SigCgt", "Umask")
             found: dict[str, object] = dict(status_of(pid, *fields))
-            names = {Path(f"/proc/{pid}/task/{tid}/comm").read_text().strip()
-                     for tid in os.listdir(f"/proc/{pid}/task")}  # fmt: skip
+            names = {name_of(int(tid)) for tid in os.listdir(f"/proc/{pid}/task")}
             # A worker comes and goes as there is work, and call_rcu is there before it is known
             # that threads are to have names.
-            found["threads"] = names - {"worker", "call_rcu"}
+            found["threads"] = names - {"worker", "call_rcu", ""}
             found["root"] = os.readlink(f"/proc/{pid}/root")
             found["cwd"] = os.readlink(f"/proc/{pid}/cwd")
             found["own filters"] = filters(pid) - (way is not Way.NATIVE)
