@@ -99,7 +99,7 @@ class TestTraces:
             return []
         except (ValueError, TypeError):
             what = "damaged, by a test or a full disk"
-            raise FlagshimError(f"{self._list}: {what}", "it says what was served") from None
+            raise FlagshimError(f"{self._list}: {what}", "run the tests again") from None
 
     def merge(self, target: Path | None) -> Sum:
         """Make one trace of all, each session with the name of its test.
